@@ -1,0 +1,98 @@
+"""Schemas of bean calls: how a bean declares its arguments and results, and the call envelope."""
+
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validate
+
+Fields = Mapping[str, fields.Field[Any]]
+SchemaSpec = type[Schema] | Fields | None
+
+HEADER = "trellis"
+"""Name of the message header that carries the envelope."""
+INTERFACE = "1"
+"""Version of the envelope itself; a bean refuses calls of another one."""
+MAX_DEPTH = 4
+"""Longest chain of calls within calls; one more gets `CallTooDeep`."""
+CALL_ID = re.compile(r"^[0-9a-f-]{8,64}$")
+
+
+class Strict(Schema):
+    """Base of bean schemas: a key that is not declared is an error, on both sides."""
+
+    class Meta:
+        unknown = RAISE
+
+
+class Nothing(Strict):
+    """Takes no key at all."""
+
+
+def schema_of(spec: SchemaSpec, *, many: bool = False) -> Schema:
+    """Make a schema from a class or from a mapping of fields; `None` takes nothing."""
+    if spec is None:
+        return Nothing(many=many)
+    if isinstance(spec, type):
+        return spec(many=many)
+    return Strict.from_dict(dict(spec))(many=many)
+
+
+def flatten(problems: Any, path: str = "") -> str:
+    """One line of marshmallow's nested messages: `name: Missing data ...; size: ...`."""
+    if isinstance(problems, Mapping):
+        parts = [flatten(v, f"{path}.{k}" if path else str(k)) for k, v in problems.items()]
+        return "; ".join(parts)
+    if isinstance(problems, list | tuple):
+        text = " ".join(str(p) for p in problems)
+    else:
+        text = str(problems)
+    return f"{path}: {text}" if path else text
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What travels beside the arguments of a call, in the header `trellis`."""
+
+    call_id: str
+    """Same on every retry of one call; how a bean knows that it has done it already."""
+    depth: int = 0
+    """Number of calls that this one is within."""
+    interface: str = INTERFACE
+    peer: bool = False
+    """The call was made from within a peer operation."""
+
+    @staticmethod
+    def new(depth: int = 0, *, peer: bool = False) -> "Envelope":
+        """Make the envelope of a new call."""
+        return Envelope(call_id=str(uuid.uuid4()), depth=depth, peer=peer)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Give the header's value."""
+        return {"call_id": self.call_id, "depth": self.depth, "interface": self.interface,
+                "peer": self.peer}
+
+
+class EnvelopeSchema(Schema):
+    """Checks the envelope; keys of later versions are left aside."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    call_id = fields.String(required=True, validate=validate.Regexp(CALL_ID))
+    depth = fields.Integer(required=True, strict=True, validate=validate.Range(0, 1000))
+    interface = fields.String(required=True, validate=validate.Length(1, 16))
+    peer = fields.Boolean(load_default=False, truthy={True}, falsy={False})
+
+
+def read_envelope(header: Any) -> Envelope:
+    """Check a header and make an envelope of it.
+
+    Raises:
+        marshmallow.ValidationError: when it is no envelope.
+    """
+    if not isinstance(header, Mapping):
+        raise ValidationError("the call has no envelope")
+    return Envelope(**EnvelopeSchema().load(header))

@@ -1,0 +1,276 @@
+"""Every setting, one row each: from this table come reading, refusing and docs/settings.md."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from facade.contract.errors import BadName, SettingsInvalid
+from facade.contract.names import check_host
+
+SECTIONS: Final = ("host", "link", "broker", "redis", "mail")
+
+# Variables that belong to the command line, not to the settings of a process.
+ALLOWED_VARIABLES: Final = ("TRELLIS_DIR",)
+
+# A shorter secret is guessed too easily.
+SECRET_CHARACTERS_MIN: Final = 16
+
+# A Unix socket's path holds at most 107 bytes; below run_dir come `/nbd/` and up to 40 bytes.
+RUN_DIR_BYTES_MAX: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: where it stands, its kind, what it is for."""
+
+    section: str
+    key: str
+    kind: str  # a key of PARSERS
+    meaning: str
+    variable: str
+    default: str  # in words, "" where there is none
+    required_for: str = ""  # why it must be there; "" if it may lack
+    secret: bool = False  # may be given as a file of its own: `<key>_file`, `<VARIABLE>_FILE`
+
+
+def table() -> tuple[Setting, ...]:
+    """Return every setting, in the order of the file."""
+    return _TABLE
+
+
+def refuse(source: str, problem: str) -> SettingsInvalid:
+    """Return the error for one setting that is not understood."""
+    return SettingsInvalid(source=source, problem=problem)
+
+
+def parse_file_value(row: Setting, raw: object, source: str) -> Any:
+    """Return a checked value out of TOML: lists are lists there. Raises SettingsInvalid."""
+    if row.kind in _LISTS:
+        if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
+            raise refuse(source, "it must be a list of strings")
+        return _many(row, raw, source)
+    if not isinstance(raw, str):
+        raise refuse(source, f"it must be a string, and is {raw!r}")
+    return PARSERS[row.kind](raw, source)
+
+
+def parse_variable(row: Setting, raw: str, source: str) -> Any:
+    """Return a checked value out of a variable: lists are separated. Raises SettingsInvalid."""
+    if row.kind in _LISTS:
+        return _many(row, raw.split(_LISTS[row.kind]), source)
+    return PARSERS[row.kind](raw, source)
+
+
+def _many(row: Setting, items: list[str], source: str) -> tuple[Any, ...]:
+    parsed = tuple(PARSERS[row.kind](item.strip(), source) for item in items if item.strip())
+    if not parsed:
+        raise refuse(source, "it must name at least one")
+    if len(set(parsed)) != len(parsed):
+        raise refuse(source, "it names one of them twice")
+    return parsed
+
+
+def _host(raw: str, source: str) -> str:
+    try:
+        return check_host(raw)
+    except BadName as error:
+        raise refuse(source, error.message.rstrip(".")) from error
+
+
+def _folder(raw: str, source: str) -> Path:
+    path = Path(raw)
+    if not path.is_absolute() or ".." in path.parts or not raw.isprintable():
+        raise refuse(source, f"{raw!r} is not an absolute path without `..`")
+    return path
+
+
+def _run_folder(raw: str, source: str) -> Path:
+    path = _folder(raw, source)
+    if len(str(path).encode()) > RUN_DIR_BYTES_MAX:
+        raise refuse(
+            source, f"{raw!r} is longer than {RUN_DIR_BYTES_MAX} bytes, too long for Unix sockets"
+        )
+    return path
+
+
+def _address(raw: str, source: str) -> str:
+    host, colon, port = raw.rpartition(":")
+    bare = ":" not in host or (host.startswith("[") and host.endswith("]"))
+    if not (colon and host and bare and re.fullmatch(r"[0-9]{1,5}", port)):
+        raise refuse(source, f"{raw!r} is not HOST:PORT (an IPv6 address stands in brackets)")
+    if not 1 <= int(port) <= 65535:
+        raise refuse(source, f"{raw!r} has a port outside 1 to 65535")
+    return raw
+
+
+def _secret(raw: str, source: str) -> str:
+    if len(raw) < SECRET_CHARACTERS_MIN:
+        raise refuse(source, f"a secret has at least {SECRET_CHARACTERS_MIN} characters")
+    return raw
+
+
+def _url(*schemes: str) -> Callable[[str, str], str]:
+    def parse(raw: str, source: str) -> str:
+        # The value may hold a password, so no refusal prints it.
+        try:
+            parts = urlsplit(raw)
+            proper = parts.scheme in schemes and bool(parts.hostname)
+            proper = proper and (parts.port is None or parts.port > 0)
+        except ValueError:
+            proper = False
+        if not proper:
+            allowed = " or ".join(f"{scheme}://" for scheme in schemes)
+            raise refuse(source, f"it must be an address {allowed}[USER:PASSWORD@]HOST[:PORT]...")
+        return raw
+
+    return parse
+
+
+def _smtp(raw: str, source: str) -> str:
+    return _url("smtp", "smtps")(raw if "://" in raw else f"smtp://{raw}", source)
+
+
+def _mailbox(raw: str, source: str) -> str:
+    if re.fullmatch(r"[^@\s,]+@[^@\s,]+", raw) is None:
+        raise refuse(source, f"{raw!r} is not a mail address")
+    return raw
+
+
+PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
+    "host": _host,
+    "folder": _folder,
+    "folders": _folder,
+    "run_folder": _run_folder,
+    "address": _address,
+    "secret": _secret,
+    "urls": _url("amqp", "amqps"),
+    "redis": _url("redis", "rediss"),
+    "smtp": _smtp,
+    "mailbox": _mailbox,
+    "mailboxes": _mailbox,
+}
+
+# The kinds that are lists, and what separates their items in a variable.
+_LISTS: Final = {"folders": ":", "urls": ",", "mailboxes": ","}
+
+_TABLE: Final = (
+    Setting(
+        "host",
+        "name",
+        "host",
+        "This host's name in the federation.",
+        "TRELLIS_HOST",
+        "",
+        required_for="a host needs a name that no other host of its domain has",
+    ),
+    Setting(
+        "host",
+        "domain",
+        "host",
+        "The management domain: a RabbitMQ virtual host of that name.",
+        "TRELLIS_DOMAIN",
+        "`trellis`",
+    ),
+    Setting(
+        "host",
+        "data_dir",
+        "folder",
+        "Folder of the configuration store, the journal, the outbox and `metadata/`.",
+        "TRELLIS_DATA_DIR",
+        "`/var/lib/trellis`",
+    ),
+    Setting(
+        "host",
+        "volume_dirs",
+        "folders",
+        "Folders of image files; `volume create` uses the first.",
+        "TRELLIS_VOLUME_DIRS",
+        "`volumes/` in `data_dir`",
+    ),
+    Setting(
+        "host",
+        "run_dir",
+        "run_folder",
+        f"Folder of the Unix sockets, at most {RUN_DIR_BYTES_MAX} bytes long.",
+        "TRELLIS_RUN_DIR",
+        "`/run/trellis`",
+    ),
+    Setting(
+        "link",
+        "listen",
+        "address",
+        "Address on which the engine takes links from other engines.",
+        "TRELLIS_LINK_LISTEN",
+        "",
+        required_for="the engine must know on which HOST:PORT other engines reach it",
+    ),
+    Setting(
+        "link",
+        "advertise",
+        "address",
+        "Address that other engines dial.",
+        "TRELLIS_LINK_ADVERTISE",
+        "the same as `listen`",
+    ),
+    Setting(
+        "link",
+        "secret",
+        "secret",
+        f"Secret by which engines know each other, at least {SECRET_CHARACTERS_MIN} characters.",
+        "TRELLIS_LINK_SECRET",
+        "",
+        required_for="engines know each other by one secret that all of them have",
+        secret=True,
+    ),
+    Setting(
+        "broker",
+        "urls",
+        "urls",
+        "RabbitMQ servers of one cluster, tried in order.",
+        "TRELLIS_BROKER_URLS",
+        "",
+        required_for="beans and notifier meet at a RabbitMQ server",
+        secret=True,
+    ),
+    Setting(
+        "redis",
+        "url",
+        "redis",
+        "Redis: results and progress.",
+        "TRELLIS_REDIS_URL",
+        "",
+        required_for="beans answer calls through a Redis server",
+        secret=True,
+    ),
+    Setting(
+        "mail",
+        "smtp",
+        "smtp",
+        "Mail server, `smtp://[USER:PASSWORD@]HOST:PORT`, `smtps://...`, or just `HOST:PORT`.",
+        "TRELLIS_MAIL_SMTP",
+        "",
+        required_for="the notifier sends its mails through a mail server",
+        secret=True,
+    ),
+    Setting(
+        "mail",
+        "sender",
+        "mailbox",
+        "Address that mails come from.",
+        "TRELLIS_MAIL_SENDER",
+        "",
+        required_for="each mail needs the address it comes from",
+    ),
+    Setting(
+        "mail",
+        "recipients",
+        "mailboxes",
+        "Addresses that mails go to.",
+        "TRELLIS_MAIL_RECIPIENTS",
+        "",
+        required_for="somebody must get the mails",
+    ),
+)

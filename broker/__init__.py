@@ -1,0 +1,1 @@
+"""The federation: RabbitMQ topology, lookup, events and the embedded broker."""

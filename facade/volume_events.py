@@ -1,0 +1,73 @@
+"""What can happen to volumes, and to the engine that serves them."""
+
+from typing import Final
+
+from facade.contract.events import EventKind, register
+
+VOLUME_SERVICE: Final = "volume"
+ENGINE_SERVICE: Final = "engine"
+
+_WATCH = "Nothing has to be done."
+
+VOLUME_KINDS: Final = (
+    EventKind(
+        VOLUME_SERVICE,
+        "volume_created",
+        "info",
+        "The volume {subject} of {size_bytes} bytes was created on {host}.",
+        _WATCH,
+    ),
+    EventKind(
+        VOLUME_SERVICE,
+        "volume_enabled",
+        "info",
+        "The volume {subject} on {host} is under control of Trellis; applications use it"
+        " through its address.",
+        "`trellis volume uri {subject}` shows the address.",
+    ),
+    EventKind(
+        VOLUME_SERVICE,
+        "volume_disabled",
+        "info",
+        "The volume {subject} on {host} is no longer under control of Trellis.",
+        _WATCH,
+    ),
+    EventKind(
+        VOLUME_SERVICE,
+        "volume_missing",
+        "error",
+        "The volume {subject} on {host} is under control of Trellis, but the engine cannot"
+        " open it: {reason}",
+        "Look at {path} on {host}; once it is back, `trellis volume enable {subject}`.",
+    ),
+    EventKind(
+        VOLUME_SERVICE,
+        "volume_failed",
+        "critical",
+        "The volume {subject} on {host} fails ({reason}).",
+        "Look at the disk of {host} now; `trellis volume uses {subject}` shows the sets.",
+    ),
+)
+
+ENGINE_KINDS: Final = (
+    EventKind(
+        ENGINE_SERVICE, "engine_started", "info", "The engine of {host} has started.", _WATCH
+    ),
+    EventKind(
+        ENGINE_SERVICE,
+        "engine_recovered",
+        "warning",
+        "The engine of {host} has started after it did not end properly; nothing that was"
+        " acknowledged is lost, and what was on its way counts as changed.",
+        "`trellis status` shows which sets need a synchronisation.",
+    ),
+    EventKind(
+        ENGINE_SERVICE,
+        "engine_stopped",
+        "warning",
+        "The engine of {host} has ended; its volumes cannot be used until it runs again.",
+        "If nobody ended it, start `trellis-engine` and look at its log.",
+    ),
+)
+
+register(*VOLUME_KINDS, *ENGINE_KINDS)

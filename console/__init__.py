@@ -1,0 +1,1 @@
+"""Upper tier: what an administrator types and sees."""

@@ -1,0 +1,1 @@
+"""Events in, mail out: the process that tells people what happened."""

@@ -1,10 +1,13 @@
 # The volume interface: every layer of a volume's stack is a Volume on a Volume.
 #
 # A request is an Io. submit() either finishes it at once and returns 0 or a positive errno, or
-# returns IO_PENDING and later calls io.complete(io, error) exactly once, from any thread, never
-# before submit() has returned to a caller that must cope with either order. Until then io and
-# io.data stay valid and unchanged. Bounds (offset + length <= size_bytes) are checked once, at the
-# border (NBD server, Python methods); layers below trust them.
+# returns IO_PENDING and io.complete(io, error) is called exactly once, from any thread. That call
+# may come before submit() has returned, so after IO_PENDING the submitter touches nothing of the
+# request that its own `complete` may have freed. Until the end io and io.data stay valid and
+# unchanged. `complete` is never called for a request that submit() finished at once, must not
+# block, and must not submit to the same VolumeStack.
+# Bounds (offset + length <= size_bytes) are checked once, at the border (NBD server, Python
+# methods); layers below trust them. A request of length 0 never gets this far.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -12,7 +15,7 @@ cdef enum IoOp:
     IO_READ = 0
     IO_WRITE = 1
     IO_ZERO = 2      # reads back as zeroes; may punch a hole unless IO_NO_HOLE
-    IO_TRIM = 3      # reads back as zeroes too (DESIGN: or trim is not advertised)
+    IO_TRIM = 3      # reads back as zeroes too, as every layer and both sides do
     IO_FLUSH = 4     # covers every write acknowledged before it was submitted, on any connection
 
 cdef enum IoFlag:
@@ -30,7 +33,7 @@ cdef struct Io:
     uint64_t offset          # bytes
     uint64_t length          # bytes; 0 for IO_FLUSH
     uint8_t *data            # length bytes for IO_READ (filled) and IO_WRITE (source), else NULL
-    io_complete_t complete   # valid when the submitter can cope with IO_PENDING; never NULL
+    io_complete_t complete   # never NULL at submit(); run() sets its own
     void *owner              # the submitter's own, untouched by layers
 
 cdef class Volume:
@@ -41,22 +44,10 @@ cdef class Volume:
     cdef int submit(self, Io *io) noexcept nogil
 
     # What the data at `offset` is: sets run_bytes (> 0, at most `length`) and is_hole (reads as
-    # zeroes). 0 or errno. A layer that cannot know says data.
+    # zeroes). 0 or errno. A layer that cannot know says data. length > 0.
     cdef int extent(self, uint64_t offset, uint64_t length, uint64_t *run_bytes,
                     bint *is_hole) noexcept nogil
 
-    # submit() and wait for the end: for copiers, tests and control code. 0 or errno.
+    # submit() and wait for the end: for copiers, tests and control code. 0 or errno. Replaces
+    # io.complete and io.owner while it runs.
     cdef int run(self, Io *io) noexcept nogil
-
-
-cdef class FileVolume(Volume):
-    cdef int fd              # -1 when closed
-    cdef bint read_only
-    cdef bint can_punch      # fallocate(PUNCH_HOLE) works here
-
-
-cdef class VolumeStack(Volume):
-    # The top of one volume's stack and the gate that lets layers come and go under live I/O:
-    # set_top() holds new requests back, waits for those in flight, swaps, lets go.
-    cdef Volume top
-    cdef void *gate          # mutex, condition and counters, owned by this object

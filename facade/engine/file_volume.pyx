@@ -1,0 +1,350 @@
+"""The backing file or block device of a volume, through the page cache."""
+
+import array
+import fcntl
+import os
+import stat
+from errno import EBUSY as PY_EBUSY
+from errno import EINVAL as PY_EINVAL
+from errno import EWOULDBLOCK as PY_EWOULDBLOCK
+from pathlib import Path
+
+from libc.errno cimport (
+    EINTR,
+    EINVAL,
+    EIO,
+    ENOSYS,
+    ENOTTY,
+    ENXIO,
+    EOPNOTSUPP,
+    EPERM,
+    ESHUTDOWN,
+    errno,
+)
+from libc.stdint cimport uint8_t
+
+from facade.engine.syscalls cimport (
+    BLKZEROOUT,
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+    SEEK_DATA,
+    SEEK_HOLE,
+    atomic_load,
+    atomic_store,
+    close,
+    fallocate,
+    fdatasync,
+    ioctl,
+    lseek,
+    pread,
+    pthread_cond_broadcast,
+    pthread_cond_destroy,
+    pthread_cond_init,
+    pthread_cond_wait,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    pwrite,
+)
+from facade.engine.volume cimport (
+    IO_FLUSH,
+    IO_FUA,
+    IO_NO_HOLE,
+    IO_READ,
+    IO_TRIM,
+    IO_WRITE,
+    IO_ZERO,
+)
+
+# ioctl(BLKGETSIZE64), which has no name in Python: _IOR(0x12, 114, size_t).
+BLKGETSIZE64 = 0x80081272
+
+cdef enum:
+    ZERO_PIECE_BYTES = 262144    # zeroes are written in pieces of this size where that is needed
+    DEVICE_ALIGN_BYTES = 4096    # block devices zero whole blocks; no logical block is larger
+
+
+cdef extern from *:
+    """
+    /* Never written: untouched pages of it are all the kernel's one page of zeroes. */
+    static unsigned char trellis_zeroes[262144];
+    """
+    const uint8_t *ZEROES "trellis_zeroes"
+
+
+cdef inline bint is_unsupported(int error) noexcept nogil:
+    return error == EOPNOTSUPP or error == ENOSYS or error == ENOTTY
+
+
+cdef class FileVolume(Volume):
+    """Serves one image file or block device; its bytes are the volume's bytes.
+
+    Holds an advisory lock (flock) on it, so that no second engine serves it for writing, while
+    quiet volumes can be read by anyone. Flush is fdatasync; FUA is the write, then the same. Once
+    a flush has failed, every request is answered with EIO until the volume is opened anew: the
+    kernel drops what it could not write, so a later success would be a lie.
+    """
+
+    def __cinit__(self) -> None:
+        self.fd = -1
+        self.turn.running = False
+        self.turn.begun = 0
+        self.turn.done = 0
+        self.failed_state = 0
+        pthread_mutex_init(&self.turn.mutex, NULL)
+        pthread_cond_init(&self.turn.ended, NULL)
+        self.turn_ready = True
+
+    def __init__(self, path: Path | str, name: str = "", read_only: bool = False) -> None:
+        """Open and lock `path`.
+
+        Raises OSError: EBUSY when another process serves it (or a device is mounted), EINVAL when
+        it is neither file nor block device, else what open(2) says.
+        """
+        self.path = str(path)
+        self.name = name or Path(path).name
+        self.read_only = read_only
+        self.is_device = stat.S_ISBLK(os.stat(self.path).st_mode)
+        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
+        if self.is_device and not read_only:
+            flags |= os.O_EXCL
+        self.fd = os.open(self.path, flags)
+        try:
+            lock_file(self.fd, self.path, read_only)
+            self.size_bytes = measure_size(self.fd, self.path, self.is_device)
+            self.can_punch = not read_only and can_punch_holes(self)
+            self.can_zero_range = not read_only
+        except BaseException:
+            self.close()
+            raise
+
+    def __dealloc__(self) -> None:
+        if self.fd >= 0:
+            close(self.fd)
+        if self.turn_ready:
+            pthread_cond_destroy(&self.turn.ended)
+            pthread_mutex_destroy(&self.turn.mutex)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a flush has failed; then every request answers EIO."""
+        return atomic_load(&self.failed_state) != 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.fd < 0
+
+    def close(self) -> None:
+        """Give up file and lock. No request may be in flight (VolumeStack.close sees to that).
+
+        Does not flush. Closing again does nothing.
+        """
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    cdef int submit(self, Io *io) noexcept nogil:
+        cdef int error
+        if self.fd < 0:
+            return ESHUTDOWN
+        if atomic_load(&self.failed_state):
+            return EIO
+        if io.op == IO_READ:
+            return self.read_all(io)
+        if self.read_only:
+            return 0 if io.op == IO_FLUSH else EPERM
+        if io.op == IO_WRITE:
+            error = self.write_all(io.data, io.length, io.offset)
+        elif io.op == IO_ZERO:
+            error = self.zero_range(io.offset, io.length, io.flags & IO_NO_HOLE)
+        elif io.op == IO_TRIM:
+            error = self.zero_range(io.offset, io.length, False)
+        elif io.op == IO_FLUSH:
+            return self.make_durable()
+        else:
+            return EINVAL
+        if error == 0 and io.flags & IO_FUA:
+            error = self.make_durable()
+        return error
+
+    cdef int extent(self, uint64_t offset, uint64_t length, uint64_t *run_bytes,
+                    bint *is_hole) noexcept nogil:
+        cdef int64_t found
+        run_bytes[0] = length
+        is_hole[0] = False
+        if self.fd < 0:
+            return ESHUTDOWN
+        if self.is_device:
+            return 0
+        found = lseek(self.fd, offset, SEEK_DATA)
+        if found < 0 and errno != ENXIO:
+            return 0 if errno == EINVAL else errno
+        if found < 0 or <uint64_t> found >= offset + length:
+            is_hole[0] = True
+        elif <uint64_t> found > offset:
+            is_hole[0] = True
+            run_bytes[0] = <uint64_t> found - offset
+        else:
+            found = lseek(self.fd, offset, SEEK_HOLE)
+            if found > <int64_t> offset and <uint64_t> found < offset + length:
+                run_bytes[0] = <uint64_t> found - offset
+        return 0
+
+    cdef int read_all(self, Io *io) noexcept nogil:
+        cdef uint64_t done = 0
+        cdef ssize_t count
+        while done < io.length:
+            count = pread(self.fd, io.data + done, io.length - done, io.offset + done)
+            if count > 0:
+                done += count
+            elif count == 0:
+                return EIO      # the file was made shorter behind our back
+            elif errno != EINTR:
+                return errno
+        return 0
+
+    cdef int write_all(self, const void *data, uint64_t length, uint64_t offset) noexcept nogil:
+        cdef uint64_t done = 0
+        cdef ssize_t count
+        while done < length:
+            count = pwrite(self.fd, <const uint8_t *> data + done, length - done, offset + done)
+            if count > 0:
+                done += count
+            elif count == 0:
+                return EIO
+            elif errno != EINTR:
+                return errno
+        return 0
+
+    # On a device the unaligned ends are written and only whole blocks are left to the kernel.
+    cdef int zero_range(self, uint64_t offset, uint64_t length, bint keep) noexcept nogil:
+        cdef uint64_t end = offset + length
+        cdef uint64_t first = offset
+        cdef uint64_t last = end
+        cdef int error
+        if self.is_device:
+            first = (offset + DEVICE_ALIGN_BYTES - 1) // DEVICE_ALIGN_BYTES * DEVICE_ALIGN_BYTES
+            last = end // DEVICE_ALIGN_BYTES * DEVICE_ALIGN_BYTES
+            if first >= last:
+                return self.write_zeroes(offset, length)
+            error = self.write_zeroes(offset, first - offset)
+            if error:
+                return error
+            error = self.write_zeroes(last, end - last)
+            if error:
+                return error
+        error = self.zero_fast(first, last - first, keep)
+        if is_unsupported(error) or error == EINVAL:
+            error = self.write_zeroes(first, last - first)
+        return error
+
+    # The fastest way this file or device knows; EOPNOTSUPP when it knows none.
+    cdef int zero_fast(self, uint64_t offset, uint64_t length, bint keep) noexcept nogil:
+        cdef uint64_t[2] device_range
+        cdef int error
+        if not keep and self.can_punch:
+            error = allocate(self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+            if not is_unsupported(error):
+                return error
+            self.can_punch = False
+        if self.can_zero_range:
+            if self.is_device:
+                device_range[0] = offset
+                device_range[1] = length
+                error = 0 if ioctl(self.fd, BLKZEROOUT, device_range) == 0 else errno
+            else:
+                error = allocate(self.fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset,
+                                 length)
+            if not is_unsupported(error):
+                return error
+            self.can_zero_range = False
+        return EOPNOTSUPP
+
+    cdef int write_zeroes(self, uint64_t offset, uint64_t length) noexcept nogil:
+        cdef uint64_t done = 0
+        cdef uint64_t piece
+        cdef int error
+        while done < length:
+            piece = min(length - done, <uint64_t> ZERO_PIECE_BYTES)
+            error = self.write_all(ZEROES, piece, offset + done)
+            if error:
+                return error
+            done += piece
+        return 0
+
+    # A call is covered by the first fdatasync that begins after it, whoever runs that.
+    cdef int make_durable(self) noexcept nogil:
+        cdef uint64_t wanted
+        cdef uint64_t mine
+        cdef int error
+        pthread_mutex_lock(&self.turn.mutex)
+        wanted = self.turn.begun + 1
+        while self.turn.done < wanted and not atomic_load(&self.failed_state):
+            if self.turn.running:
+                pthread_cond_wait(&self.turn.ended, &self.turn.mutex)
+                continue
+            self.turn.running = True
+            self.turn.begun += 1
+            mine = self.turn.begun
+            pthread_mutex_unlock(&self.turn.mutex)
+            error = 0
+            while fdatasync(self.fd) != 0:
+                error = errno
+                if error != EINTR:
+                    break
+                error = 0
+            pthread_mutex_lock(&self.turn.mutex)
+            self.turn.running = False
+            self.turn.done = mine
+            if error:
+                atomic_store(&self.failed_state, 1)
+            pthread_cond_broadcast(&self.turn.ended)
+        error = EIO if atomic_load(&self.failed_state) else 0
+        pthread_mutex_unlock(&self.turn.mutex)
+        return error
+
+
+cdef int allocate(int fd, int mode, uint64_t offset, uint64_t length) noexcept nogil:
+    while fallocate(fd, mode, offset, length) != 0:
+        if errno != EINTR:
+            return errno
+    return 0
+
+
+cdef object lock_file(int fd, str path, bint shared):
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno != PY_EWOULDBLOCK:
+            raise
+        raise OSError(PY_EBUSY, "is served by another engine already (it holds the file's lock); "
+                      "end that one or choose another file", path) from None
+
+
+cdef object measure_size(int fd, str path, bint is_device):
+    if is_device:
+        size = array.array("Q", [0])
+        fcntl.ioctl(fd, BLKGETSIZE64, size)
+        return size[0]
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(PY_EINVAL, "is neither a file nor a block device", path)
+    return status.st_size
+
+
+cdef object can_punch_holes(FileVolume volume):
+    if volume.is_device:
+        device = os.fstat(volume.fd).st_rdev
+        queue = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue")
+        if not queue.is_dir():     # a partition has its disk's queue
+            queue = queue.parent.resolve().parent / "queue"
+        try:
+            return int((queue / "write_zeroes_max_bytes").read_text()) > 0
+        except (OSError, ValueError):
+            return False
+    # Past the end of the file there is nothing to punch: this only asks whether it could be done.
+    return allocate(volume.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                    (volume.size_bytes + 4095) // 4096 * 4096, 4096) == 0

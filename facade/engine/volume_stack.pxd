@@ -1,0 +1,21 @@
+# The top of one volume's stack and the gate that lets layers come and go under live I/O.
+from libc.stdint cimport int64_t, uint64_t
+
+from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
+from facade.engine.volume cimport Io, Volume
+
+cdef struct Gate:
+    int64_t state            # atomic: requests inside, plus GATE_SHUT while they are held back
+    pthread_mutex_t mutex    # for waiting only; the way in and out is the atomic alone
+    pthread_cond_t changed
+
+
+cdef class VolumeStack(Volume):
+    cdef Volume top_volume   # replaced only while the gate is shut and empty
+    cdef Gate gate
+    cdef bint gate_ready
+    cdef bint is_closed      # changed only while the gate is shut and empty
+    cdef bint refuses_writes # likewise
+
+    cdef int shut_gate(self, double timeout_s) noexcept nogil
+    cdef void open_gate(self) noexcept nogil

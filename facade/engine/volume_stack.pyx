@@ -1,0 +1,222 @@
+"""The top of a volume's stack, and the gate at which requests wait while layers change."""
+
+from errno import EINVAL as PY_EINVAL
+
+from libc.errno cimport EPERM, ESHUTDOWN, ENOMEM, ETIMEDOUT
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport free, malloc
+
+from facade.engine.syscalls cimport (
+    CLOCK_MONOTONIC,
+    atomic_add,
+    atomic_and,
+    atomic_load,
+    atomic_or,
+    clock_gettime,
+    pthread_cond_broadcast,
+    pthread_cond_clockwait,
+    pthread_cond_destroy,
+    pthread_cond_init,
+    pthread_cond_wait,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    timespec,
+)
+from facade.engine.volume cimport (
+    IO_FLUSH,
+    IO_PENDING,
+    IO_READ,
+    io_complete_t,
+)
+
+# How long a change waits for the requests in flight before it gives up and changes nothing.
+SHUT_TIMEOUT_S = 30.0
+
+cdef enum:
+    NANOSECONDS_PER_S = 1000000000
+
+cdef int64_t GATE_SHUT = <int64_t> 1 << 62
+
+
+# A request on its way through the stack. A copy, so that stacks nest and layers never see fields
+# that are not theirs.
+cdef struct Passage:
+    Io io
+    Io *outer
+    Gate *gate
+
+
+cdef void enter_gate(Gate *gate) noexcept nogil:
+    while atomic_add(&gate.state, 1) & GATE_SHUT:
+        leave_gate(gate)
+        pthread_mutex_lock(&gate.mutex)
+        while atomic_load(&gate.state) & GATE_SHUT:
+            pthread_cond_wait(&gate.changed, &gate.mutex)
+        pthread_mutex_unlock(&gate.mutex)
+
+
+cdef void leave_gate(Gate *gate) noexcept nogil:
+    if atomic_add(&gate.state, -1) == GATE_SHUT:
+        pthread_mutex_lock(&gate.mutex)
+        pthread_cond_broadcast(&gate.changed)
+        pthread_mutex_unlock(&gate.mutex)
+
+
+cdef void passage_ended(Io *io, int error) noexcept nogil:
+    cdef Passage *passage = <Passage *> io.owner
+    cdef Io *outer = passage.outer
+    # The gate first: once the submitter knows, it may let go of the stack that holds the gate.
+    leave_gate(passage.gate)
+    free(passage)
+    outer.complete(outer, error)
+
+
+cdef class VolumeStack(Volume):
+    """What an export serves: hands each request to the top layer of one volume.
+
+    `set_top` engages or disengages a layer under live I/O: new requests are held back, those in
+    flight (pending ones too) are waited for, the top is replaced, the held ones go on. Nothing
+    fails and nothing is lost; a request sees the old top or the new one, never both.
+    """
+
+    def __cinit__(self) -> None:
+        self.gate.state = 0
+        pthread_mutex_init(&self.gate.mutex, NULL)
+        pthread_cond_init(&self.gate.changed, NULL)
+        self.gate_ready = True
+
+    def __init__(self, top: Volume, name: str = "", read_only: bool = False) -> None:
+        self.top_volume = top
+        self.size_bytes = top.size_bytes
+        self.name = name or top.name
+        self.refuses_writes = read_only
+        self.is_closed = False
+
+    def __dealloc__(self) -> None:
+        if self.gate_ready:
+            pthread_cond_destroy(&self.gate.changed)
+            pthread_mutex_destroy(&self.gate.mutex)
+
+    @property
+    def top(self) -> Volume:
+        """The uppermost layer, or the backing volume when no layer is engaged."""
+        return self.top_volume
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writes, zeroes and trims are answered with EPERM."""
+        return self.refuses_writes
+
+    def set_top(self, top: Volume, timeout_s: float = SHUT_TIMEOUT_S) -> None:
+        """Make `top` the uppermost layer, between two requests.
+
+        Raises ValueError when its size differs, TimeoutError when the requests in flight have not
+        ended in `timeout_s`; then nothing has changed. Not to be called by who has a request in
+        flight here.
+        """
+        if top.size_bytes != self.size_bytes:
+            raise ValueError(f"{self.name}: the new top has {top.size_bytes} bytes, "
+                             f"the volume has {self.size_bytes}")
+        self.wait_for_quiet(timeout_s)
+        # Kept past the reopening: the old layer's destructor is not run with the gate shut.
+        old = self.top_volume
+        self.top_volume = top
+        self.open_gate()
+        del old
+
+    def set_read_only(self, read_only: bool, timeout_s: float = SHUT_TIMEOUT_S) -> None:
+        """Refuse or admit writes; when this returns no write let in before is in flight.
+
+        Raises TimeoutError as `set_top` does.
+        """
+        self.wait_for_quiet(timeout_s)
+        self.refuses_writes = read_only
+        self.open_gate()
+
+    def close(self, timeout_s: float = SHUT_TIMEOUT_S) -> None:
+        """Wait for the requests in flight and answer all later ones with ESHUTDOWN.
+
+        After that the layers and the backing volume may be closed. Raises TimeoutError as
+        `set_top` does. Closing again does nothing.
+        """
+        self.wait_for_quiet(timeout_s)
+        self.is_closed = True
+        self.open_gate()
+
+    def wait_for_quiet(self, timeout_s: float) -> None:
+        """Shut the gate; raise TimeoutError, with the gate open, if requests stay in flight."""
+        cdef double seconds = timeout_s
+        cdef int error
+        with nogil:
+            error = self.shut_gate(seconds)
+        if error:
+            raise TimeoutError(f"{self.name}: requests are still in flight after {timeout_s} s; "
+                               "nothing was changed")
+
+    cdef int shut_gate(self, double timeout_s) noexcept nogil:
+        cdef timespec until
+        cdef int64_t nanoseconds
+        cdef int error = 0
+        clock_gettime(CLOCK_MONOTONIC, &until)
+        nanoseconds = until.tv_nsec + <int64_t> (timeout_s * NANOSECONDS_PER_S)
+        until.tv_sec += nanoseconds // NANOSECONDS_PER_S
+        until.tv_nsec = nanoseconds % NANOSECONDS_PER_S
+        pthread_mutex_lock(&self.gate.mutex)
+        # One change at a time: another one's shut gate is waited out first.
+        while error == 0 and atomic_load(&self.gate.state) & GATE_SHUT:
+            error = pthread_cond_clockwait(&self.gate.changed, &self.gate.mutex, CLOCK_MONOTONIC,
+                                           &until)
+        if error == 0:
+            atomic_or(&self.gate.state, GATE_SHUT)
+            while error == 0 and atomic_load(&self.gate.state) != GATE_SHUT:
+                error = pthread_cond_clockwait(&self.gate.changed, &self.gate.mutex,
+                                               CLOCK_MONOTONIC, &until)
+            if error:
+                atomic_and(&self.gate.state, ~GATE_SHUT)
+                pthread_cond_broadcast(&self.gate.changed)
+        pthread_mutex_unlock(&self.gate.mutex)
+        return error
+
+    cdef void open_gate(self) noexcept nogil:
+        pthread_mutex_lock(&self.gate.mutex)
+        atomic_and(&self.gate.state, ~GATE_SHUT)
+        pthread_cond_broadcast(&self.gate.changed)
+        pthread_mutex_unlock(&self.gate.mutex)
+
+    cdef int submit(self, Io *io) noexcept nogil:
+        cdef Passage *passage
+        cdef int error
+        enter_gate(&self.gate)
+        if self.is_closed:
+            leave_gate(&self.gate)
+            return ESHUTDOWN
+        if self.refuses_writes and io.op != IO_READ and io.op != IO_FLUSH:
+            leave_gate(&self.gate)
+            return EPERM
+        passage = <Passage *> malloc(sizeof(Passage))
+        if passage == NULL:
+            leave_gate(&self.gate)
+            return ENOMEM
+        passage.io = io[0]
+        passage.io.complete = passage_ended
+        passage.io.owner = passage
+        passage.outer = io
+        passage.gate = &self.gate
+        error = self.top_volume.submit(&passage.io)
+        if error != IO_PENDING:
+            free(passage)
+            leave_gate(&self.gate)
+        return error
+
+    cdef int extent(self, uint64_t offset, uint64_t length, uint64_t *run_bytes,
+                    bint *is_hole) noexcept nogil:
+        cdef int error
+        enter_gate(&self.gate)
+        if self.is_closed:
+            error = ESHUTDOWN
+        else:
+            error = self.top_volume.extent(offset, length, run_bytes, is_hole)
+        leave_gate(&self.gate)
+        return error

@@ -1,0 +1,52 @@
+"""Striped locks on ranges of blocks."""
+
+from libc.stdint cimport uint64_t
+
+from facade.engine.libc_extra cimport (
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+
+
+cdef class RangeLocks:
+    """Locks for blocks first..last; not re-entrant."""
+
+    def __cinit__(self):
+        cdef int i
+        for i in range(STRIPES):
+            pthread_mutex_init(&self.stripes[i], NULL)
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(STRIPES):
+            pthread_mutex_destroy(&self.stripes[i])
+
+    cdef void lock(self, uint64_t first, uint64_t last) noexcept nogil:
+        cdef uint64_t i, low = first % STRIPES, high = last % STRIPES
+        if last - first >= STRIPES - 1:
+            for i in range(STRIPES):
+                pthread_mutex_lock(&self.stripes[i])
+        elif low <= high:
+            for i in range(low, high + 1):
+                pthread_mutex_lock(&self.stripes[i])
+        else:
+            for i in range(0, high + 1):
+                pthread_mutex_lock(&self.stripes[i])
+            for i in range(low, STRIPES):
+                pthread_mutex_lock(&self.stripes[i])
+
+    cdef void unlock(self, uint64_t first, uint64_t last) noexcept nogil:
+        cdef uint64_t i, low = first % STRIPES, high = last % STRIPES
+        if last - first >= STRIPES - 1:
+            for i in range(STRIPES):
+                pthread_mutex_unlock(&self.stripes[i])
+        elif low <= high:
+            for i in range(low, high + 1):
+                pthread_mutex_unlock(&self.stripes[i])
+        else:
+            for i in range(0, high + 1):
+                pthread_mutex_unlock(&self.stripes[i])
+            for i in range(low, STRIPES):
+                pthread_mutex_unlock(&self.stripes[i])

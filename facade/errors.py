@@ -224,6 +224,14 @@ class EngineUnreachable(UnreachableError):
     hint = "Start `trellis-engine`, or `trellis up` where it made this federation."
 
 
+class EngineGone(UnreachableError):
+    """The engine ended, or was restarted, while it was asked."""
+
+    code = "engine_gone"
+    message = "The engine of this host ended while it was asked for {method}."
+    hint = "It may have done it: look with `trellis replica show` before you repeat the command."
+
+
 class EngineSilent(UnreachableError):
     """The engine took the request and did not answer in time; it may still do it."""
 

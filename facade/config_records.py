@@ -1,0 +1,56 @@
+"""What the configuration store holds, as values."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """A volume that was put under control; the engine opens it at boot."""
+
+    name: str
+    path: str
+    control: str  # "none", "svi", "ste"
+
+
+@dataclass(frozen=True)
+class SetRecord:
+    """A set of one data service, as this host was asked to have it."""
+
+    service: str
+    name: str
+    set_id: str
+    enabled: bool
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Use:
+    """A claim: one volume in one role of one set."""
+
+    volume: str
+    service: str
+    set_name: str
+    role: str  # "primary", "secondary", "bitmap", ...
+
+
+@dataclass(frozen=True)
+class Intent:
+    """An operation over several hosts that has begun and is to be finished or undone."""
+
+    id: str
+    service: str
+    operation: str
+    body: dict[str, Any]
+    started_at: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line of the history: who changed what, when."""
+
+    number: int
+    time: str
+    who: str
+    what: str
+    detail: dict[str, Any]

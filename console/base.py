@@ -138,7 +138,7 @@ def run(
         return _run(command, name, given, console)
     except BrokenPipeError:
         # The reader (`| head`) has gone; Python must not complain once more when it flushes.
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lives until the exit
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123 - lives until the exit
         return 1
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -15,6 +15,7 @@ from facade.contract.names import check_host
 
 if TYPE_CHECKING:
     from beans.proxy import Federation
+
     from facade.contract.settings import Settings
 
 DEFAULT_DIRECTORY = ".trellis"

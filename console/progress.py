@@ -44,7 +44,8 @@ def render(label: str, progress: Progress, columns: int) -> str:
     left = "-:--" if progress.left_s is None else human_seconds(progress.left_s)
     numbers = (
         f"{progress.fraction:4.0%}  {human_bytes(progress.done_bytes)} of "
-        f"{human_bytes(progress.total_bytes)}  {human_bytes(progress.rate_bytes_per_s)}/s  {left} left"
+        f"{human_bytes(progress.total_bytes)}  "
+        f"{human_bytes(round(progress.rate_bytes_per_s))}/s  {left} left"
     )
     room = columns - len(label) - len(numbers) - 5
     cells = min(BAR_CELLS, room)

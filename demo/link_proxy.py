@@ -227,7 +227,7 @@ class LinkProxy:
             self._watch(half, mode)
 
     def _watch(self, half: _Half, mode: Mode) -> None:
-        """Register for what can be done: read while the peer's buffer has room, write what waits."""
+        """Register for what can be done: read while there is room, write what waits."""
         peer = half.peer
         assert peer is not None
         mask = 0

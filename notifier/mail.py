@@ -19,7 +19,7 @@ from email.utils import format_datetime
 from typing import Final
 
 from facade.contract.events import Event
-from facade.contract.services import BASE_SERVICES, DATA_SERVICES
+from facade.contract.services import NOUNS
 
 SUBJECT_CHARACTERS_MAX: Final = 180
 PARAGRAPH_CHARACTERS_MAX: Final = 4000
@@ -36,7 +36,8 @@ MEANING: Final = {
 NOTHING_TO_DO: Final = "Nothing has to be done."
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_NOUNS_WITH_SHOW = (*DATA_SERVICES, *(name for name in BASE_SERVICES if name == "volume"))
+# The words of the command line that have a `show`, by the service that an event names.
+_SHOW_NOUNS = {**NOUNS, "volume": "volume"}
 
 
 def compose(
@@ -98,9 +99,9 @@ def body(event: Event) -> str:
 def look_closer(event: Event) -> str:
     """The exact command that shows more about the event's subject."""
     host = shlex.quote(one_line(event.host, 64))
-    if event.subject and event.service in _NOUNS_WITH_SHOW:
-        name = shlex.quote(one_line(event.subject, 120))
-        return f"trellis {event.service} show {name} --host {host}"
+    noun = _SHOW_NOUNS.get(event.service)
+    if event.subject and noun is not None:
+        return f"trellis {noun} show {shlex.quote(one_line(event.subject, 120))} --host {host}"
     return f"trellis host show {host}"
 
 

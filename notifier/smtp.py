@@ -1,10 +1,10 @@
-"""One mail to one mail server: who took it, who was refused for good, who later. No retries here."""
+"""One mail to one mail server: for whom it was taken, and for whom not and why. No retries here."""
 
 from __future__ import annotations
 
 import smtplib
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from typing import Final
@@ -15,16 +15,17 @@ from notifier.mail import one_line
 
 TIMEOUT_S: Final = 20.0
 REASON_CHARACTERS_MAX: Final = 300
+Problems = Mapping[str, tuple[int, bytes]] | Mapping[str, tuple[int, bytes | str]]
+
 _PORTS: Final = {"smtp": 25, "smtps": 465}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server said: `refused` for good and `deferred` till later, each with the reason."""
+    """What the server said: for whom it took the mail, and who is left, each with the reason."""
 
     accepted: tuple[str, ...] = ()
-    refused: dict[str, str] = field(default_factory=dict)
-    deferred: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
 
 
 class MailServer:
@@ -94,12 +95,9 @@ class MailServer:
         return MailServerAway(server=self.name, reason=text)
 
 
-def _answer(
-    recipients: Sequence[str], problems: dict[str, tuple[int, bytes | str]]
-) -> Answer:
-    refused = {name: _words(said) for name, said in problems.items() if said[0] >= 500}
-    deferred = {name: _words(said) for name, said in problems.items() if said[0] < 500}
-    return Answer(tuple(name for name in recipients if name not in problems), refused, deferred)
+def _answer(recipients: Sequence[str], problems: Problems) -> Answer:
+    left = {name: _words(said) for name, said in problems.items()}
+    return Answer(tuple(name for name in recipients if name not in left), left)
 
 
 def _words(said: tuple[int, bytes | str]) -> str:

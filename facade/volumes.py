@@ -1,0 +1,202 @@
+"""The volumes of a host as objects: what there is, what suits, what is under control.
+
+A volume is an image file in one of the configured folders, or a block device, and has one name: the
+file's, or the kernel's for a device. Of several things with one name the one under control wins,
+then the earlier folder's file, then a device.
+"""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from facade.block_devices import Candidate, block_devices
+from facade.config_store import ConfigStore, VolumeRecord
+from facade.contract.errors import UnreachableError
+from facade.contract.names import check_volume
+from facade.contract.settings import HostSettings
+from facade.errors import (
+    UnknownVolume,
+    VolumeBusy,
+    VolumeExists,
+    VolumeNotControlled,
+    VolumeTooSmall,
+    VolumeUnsuitable,
+)
+from facade.image_files import check_size, image_file, image_files, make_image_file, same_thing
+from facade.native import EngineClient
+from facade.volume_use import writer_of
+
+ENGINE_QUESTION_TIMEOUT_S: Final = 5.0
+"""How long a listing waits for the engine; without an answer the addresses are missing."""
+
+
+@dataclass(frozen=True)
+class Suitability:
+    """A volume that suits a role, with what a planner has to know."""
+
+    name: str
+    path: str
+    size_bytes: int
+    control: str
+
+
+class VolumeSystem:
+    """The volumes of one host."""
+
+    def __init__(self, host: HostSettings, store: ConfigStore, engine: EngineClient) -> None:
+        """Take where volumes lie, what was asked for, and who serves them."""
+        self.host = host.name
+        self._folders = host.volume_dirs
+        self._store = store
+        self._engine = engine
+        self._making = threading.Lock()
+
+    def every(self) -> list[dict[str, Any]]:
+        """Return every volume of the host as a JSON object, by name."""
+        found = {device.name: device for device in block_devices()}
+        found |= {file.name: file for file in image_files(self._folders)}
+        found |= {record.name: self._recorded(record) for record in self._store.volumes()}
+        addresses = self._addresses()
+        return [self._view(found[name], addresses) for name in sorted(found)]
+
+    def show(self, name: str) -> dict[str, Any]:
+        """Return one volume as a JSON object. Raises BadName, UnknownVolume."""
+        return self._view(self.find(name), self._addresses())
+
+    def uses(self, name: str) -> list[dict[str, str]]:
+        """Return who uses a volume, and how. Raises BadName, UnknownVolume."""
+        self.find(name)
+        return self._uses(name)
+
+    def uri(self, name: str) -> str:
+        """Return a volume's NBD address. Raises VolumeNotControlled, EngineUnreachable."""
+        record = self._store.volume(self.find(name).name)
+        if record is not None and record.control != "none":
+            for volume in self._engine.call("volume.list"):
+                if volume["name"] == name and volume["uri"]:
+                    return str(volume["uri"])
+        raise VolumeNotControlled(volume=name, host=self.host)
+
+    def create(self, name: str, size_bytes: int) -> dict[str, Any]:
+        """Make an image file in the first folder. Raises BadName, SizeRefused, VolumeExists, ..."""
+        check_volume(name)
+        check_size(size_bytes)
+        with self._making:
+            try:
+                self.find(name)
+            except UnknownVolume:
+                make_image_file(self._folders[0], name, size_bytes, self.host)
+                return self.show(name)
+        raise VolumeExists(volume=name, host=self.host)
+
+    def suit(self, name: str, role: str, min_size_bytes: int = 0) -> Suitability:
+        """Return a volume that can take a role, or raise why it cannot.
+
+        Who else has a claim on it is the configuration store's matter, when the claim is made.
+        Raises UnknownVolume, VolumeUnsuitable, VolumeTooSmall.
+        """
+        candidate = self.find(name)
+        reason = candidate.problem or self._other_user(candidate)
+        if reason is not None:
+            raise VolumeUnsuitable(volume=name, host=self.host, role=role, reason=reason)
+        if candidate.size_bytes < min_size_bytes:
+            raise VolumeTooSmall(
+                volume=name, size_bytes=candidate.size_bytes, needed_bytes=min_size_bytes
+            )
+        return self.describe(name)
+
+    def describe(self, name: str) -> Suitability:
+        """Return the facts of a volume, whatever state it is in. Raises UnknownVolume."""
+        candidate = self.find(name)
+        return Suitability(
+            name, str(candidate.path), candidate.size_bytes, self._control(candidate.name)
+        )
+
+    def find(self, name: str) -> Candidate:
+        """Return what a name stands for. Raises BadName, UnknownVolume."""
+        check_volume(name)
+        record = self._store.volume(name)
+        if record is not None:
+            return self._recorded(record)
+        for folder in self._folders:
+            file = image_file(folder / name)
+            if file is not None:
+                return file
+        for device in block_devices():
+            if device.name == name:
+                return device
+        raise UnknownVolume(volume=name, host=self.host)
+
+    def open(self, name: str, path: str) -> None:
+        """Let the engine serve a volume; one that it serves already is fine."""
+        self._engine.call("volume.open", name=name, path=path)
+
+    def close(self, name: str) -> None:
+        """Let the engine no longer serve a volume. Raises VolumeBusy while it is used."""
+        for use in self._uses(name):
+            raise VolumeBusy(volume=name, used_by=use["set"], role=use["role"])
+        served = {volume["name"] for volume in self._engine.call("volume.list")}
+        if name in served:
+            self._engine.call("volume.close", name=name)
+
+    def missing(self) -> list[VolumeRecord]:
+        """Return the volumes under control that the engine does not serve."""
+        served = {volume["name"] for volume in self._engine.call("volume.list")}
+        return [record for record in self._store.volumes() if record.name not in served]
+
+    def _recorded(self, record: VolumeRecord) -> Candidate:
+        path = Path(record.path)
+        if path.is_block_device():
+            for device in block_devices():
+                if device.path == path:
+                    return Candidate(record.name, path, "block", device.size_bytes, device.problem)
+        file = image_file(path)
+        if file is not None:
+            return Candidate(record.name, path, "file", file.size_bytes, file.problem)
+        return Candidate(record.name, path, "file", 0, "it is gone")
+
+    def _other_user(self, candidate: Candidate) -> str | None:
+        records = {Path(r.path): r.name for r in self._store.volumes() if r.name != candidate.name}
+        same = same_thing(candidate.path, list(records))
+        if same is not None or candidate.path in records:
+            return f"it is the volume {records[same or candidate.path]} under another name"
+        writer = writer_of(candidate.path, besides=self._engine_pids())
+        return None if writer is None else f"{writer} has it open for writing"
+
+    def _engine_pids(self) -> list[int]:
+        try:
+            return [int(self._engine.call("engine.info", ENGINE_QUESTION_TIMEOUT_S)["pid"])]
+        except UnreachableError:
+            return []
+
+    def _control(self, name: str) -> str:
+        record = self._store.volume(name)
+        return "none" if record is None else record.control
+
+    def _addresses(self) -> dict[str, str]:
+        try:
+            volumes = self._engine.call("volume.list", ENGINE_QUESTION_TIMEOUT_S)
+        except UnreachableError:
+            return {}
+        return {volume["name"]: volume["uri"] for volume in volumes}
+
+    def _uses(self, name: str) -> list[dict[str, str]]:
+        return [
+            {"service": use.service, "set": use.set_name, "role": use.role}
+            for use in self._store.uses(name)
+        ]
+
+    def _view(self, candidate: Candidate, addresses: dict[str, str]) -> dict[str, Any]:
+        control = self._control(candidate.name)
+        return {
+            "host": self.host,
+            "name": candidate.name,
+            "path": str(candidate.path),
+            "kind": candidate.kind,
+            "size_bytes": candidate.size_bytes,
+            "control": control,
+            "uri": None if control == "none" else addresses.get(candidate.name),
+            "uses": self._uses(candidate.name),
+            "problem": candidate.problem,
+        }

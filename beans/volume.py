@@ -1,0 +1,192 @@
+"""The volume bean: which volumes a host has, what suits, what is under control, who uses what."""
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import facade.volume_events
+from beans.base import Bean, method
+from beans.volume_schemas import (
+    CreateArgs,
+    NameArgs,
+    Suitability,
+    SuitArgs,
+    Uri,
+    Use,
+    Volume,
+)
+from facade.config_store import ConfigStore, VolumeRecord
+from facade.contract.errors import TrellisError, UnreachableError
+from facade.contract.events import new_event
+from facade.errors import VolumeBusy
+from facade.native import EngineClient
+from facade.volumes import VolumeSystem
+
+if TYPE_CHECKING:
+    from beans.proxy import Federation
+    from broker.outbox import Outbox
+    from facade.contract.settings import Settings
+
+SERVICE: Final = facade.volume_events.VOLUME_SERVICE
+
+RECONCILE_INTERVAL_S: Final = 30.0
+"""How often the bean looks for volumes under control that the engine does not serve."""
+
+CHANGE_WAIT_S: Final = 5.0
+"""How long a change of a volume's control waits for another one to end."""
+
+_log = logging.getLogger(__name__)
+
+
+class VolumeBean(Bean):
+    """The volumes of one host."""
+
+    name = "volume"
+
+    def __init__(self, settings: "Settings", federation: "Federation", outbox: "Outbox") -> None:
+        """Open the store when the worker starts, not here: this may run before a fork."""
+        super().__init__(settings, federation, outbox)
+        self._engine = EngineClient(settings)
+        self._opened: tuple[ConfigStore, VolumeSystem] | None = None
+        self._changing = threading.Lock()
+        self._missing: set[str] = set()
+
+    def start(self) -> None:
+        """Open the store, and begin to look after the volumes under control."""
+        store = ConfigStore(self.settings.host.config_path, host=self.host)
+        self._opened = (store, VolumeSystem(self.settings.host, store, self._engine))
+        threading.Thread(target=self._look_after, name="look-after-volumes", daemon=True).start()
+
+    def stop(self) -> None:
+        """Close the store."""
+        if self._opened is not None:
+            self._opened[0].close()
+
+    @property
+    def _volumes(self) -> VolumeSystem:
+        if self._opened is None:
+            raise RuntimeError("the volume bean was called before it was started")
+        return self._opened[1]
+
+    @method(result=Volume, many=True)
+    def list(self) -> Sequence[Mapping[str, Any]]:
+        """Give every volume of the host, by name."""
+        return self._volumes.every()
+
+    @method(args=NameArgs, result=Volume)
+    def show(self, name: str) -> Mapping[str, Any]:
+        """Give one volume. Raises BadName, UnknownVolume."""
+        return self._volumes.show(name)
+
+    @method(args=CreateArgs, result=Volume, timeout_s=30.0, idempotent=False)
+    def create(self, name: str, size_bytes: int) -> Mapping[str, Any]:
+        """Make an image file. Raises BadName, SizeRefused, VolumeExists, SpaceShort."""
+        volume = self._volumes.create(name, size_bytes)
+        self._post("volume_created", name, size_bytes=size_bytes)
+        return volume
+
+    @method(args=NameArgs, result=Volume, timeout_s=20.0)
+    def enable(self, name: str) -> Mapping[str, Any]:
+        """Put a volume under SVI control; one that is, is served again if it was not.
+
+        Raises UnknownVolume, VolumeUnsuitable, EngineUnreachable; then nothing is changed.
+        """
+        with self._change(name):
+            before = self._volumes.describe(name)
+            if before.control == "none":
+                found = self._volumes.suit(name, "a volume under control")
+                config = self.federation.proxy(self.host, "config")
+                config.put_volume(name=name, path=found.path, control="svi")
+                try:
+                    self._volumes.open(name, found.path)
+                except TrellisError:
+                    config.drop_volume(name=name)
+                    raise
+                self._post("volume_enabled", name)
+            else:
+                self._volumes.open(name, before.path)
+        return self._volumes.show(name)
+
+    @method(args=NameArgs, result=Volume, timeout_s=20.0)
+    def disable(self, name: str) -> Mapping[str, Any]:
+        """Take a volume out of control. Raises VolumeBusy while a set or a client uses it."""
+        with self._change(name):
+            if self._volumes.describe(name).control != "none":
+                self._volumes.close(name)
+                self.federation.proxy(self.host, "config").drop_volume(name=name)
+                self._post("volume_disabled", name)
+        return self._volumes.show(name)
+
+    @method(args=NameArgs, result=Use, many=True)
+    def uses(self, name: str) -> Sequence[Mapping[str, Any]]:
+        """Give who uses a volume, and how."""
+        return self._volumes.uses(name)
+
+    @method(args=NameArgs, result=Uri)
+    def uri(self, name: str) -> Mapping[str, Any]:
+        """Give a volume's NBD address. Raises VolumeNotControlled."""
+        return {"host": self.host, "name": name, "uri": self._volumes.uri(name)}
+
+    @method(args=SuitArgs, result=Suitability)
+    def suit(self, name: str, role: str, min_size_bytes: int = 0) -> Mapping[str, Any]:
+        """Give a volume that can take a role, or raise why it cannot."""
+        return asdict(self._volumes.suit(name, role, min_size_bytes))
+
+    @method(args=NameArgs, result=Suitability)
+    def describe(self, name: str) -> Mapping[str, Any]:
+        """Give the facts of a volume, whatever state it is in."""
+        return asdict(self._volumes.describe(name))
+
+    def _change(self, name: str) -> "_Held":
+        return _Held(self._changing, name)
+
+    def _post(self, event: str, subject: str, **data: Any) -> None:
+        self.post(new_event(SERVICE, event, self.host, subject, **data))
+
+    def _look_after(self) -> None:
+        """Let the engine open what it should serve: after a crash between record and opening."""
+        while not self.stopping.is_set():
+            try:
+                with self._changing:
+                    self._reconcile()
+            except UnreachableError:
+                pass  # an engine that starts opens everything by itself
+            except TrellisError as error:
+                _log.warning("cannot look after the volumes: %s", error)
+            self.stopping.wait(RECONCILE_INTERVAL_S)
+
+    def _reconcile(self) -> None:
+        missing = {record.name: record for record in self._volumes.missing()}
+        self._missing &= missing.keys()
+        for name, record in missing.items():
+            try:
+                self._volumes.open(name, record.path)
+            except UnreachableError:
+                raise
+            except TrellisError as error:
+                self._tell_missing(record, error)
+
+    def _tell_missing(self, record: VolumeRecord, error: TrellisError) -> None:
+        if record.name not in self._missing:
+            self._missing.add(record.name)
+            self._post("volume_missing", record.name, reason=error.message, path=record.path)
+
+
+class _Held:
+    """One change of control at a time; another one is waited for, with a limit."""
+
+    def __init__(self, lock: threading.Lock, name: str) -> None:
+        self._lock = lock
+        self._name = name
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=CHANGE_WAIT_S):
+            raise VolumeBusy(volume=self._name, used_by="another command", role="its subject")
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
+BEAN = VolumeBean

@@ -17,9 +17,10 @@ fields; anything else reaches the caller as `BeanCrashed`.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from marshmallow import Schema
@@ -53,7 +54,6 @@ class MethodSpec:
     """It calls beans of other hosts: at most half of the pool does so at a time."""
     peer: bool = False
     """A leaf, called by the same bean on another host: it may call only its own host."""
-    keyword_names: frozenset[str] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Call:
     depth: int
     method: str
     peer: bool = False
+    """Made in a peer operation: calls to other hosts are refused."""
 
 
 _current: ContextVar[Call | None] = ContextVar("trellis_call", default=None)
@@ -82,6 +83,16 @@ _current: ContextVar[Call | None] = ContextVar("trellis_call", default=None)
 def current_call() -> Call | None:
     """Give the call that this thread is answering, `None` outside of one."""
     return _current.get()
+
+
+@contextmanager
+def answering(call: Call) -> Iterator[None]:
+    """Mark this thread as answering a call."""
+    token = _current.set(call)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def method(
@@ -109,16 +120,14 @@ def method(
         raise TypeError("a peer operation is a leaf and cannot coordinate other hosts")
 
     def declare(function: F) -> F:
-        arguments = schema_of(args)
         spec = MethodSpec(
             name=function.__name__,
-            args=arguments,
+            args=schema_of(args),
             result=None if result is None else schema_of(result, many=many),
             timeout_s=timeout_s,
             idempotent=idempotent,
             coordinates=coordinates,
             peer=peer,
-            keyword_names=frozenset(arguments.fields),
         )
         setattr(function, _SPEC, spec)
         return function

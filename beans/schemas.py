@@ -1,9 +1,7 @@
 """Schemas of bean calls: how a bean declares its arguments and results, and the call envelope."""
 
-import re
-import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validate
@@ -17,7 +15,8 @@ INTERFACE = "1"
 """Version of the envelope itself; a bean refuses calls of another one."""
 MAX_DEPTH = 4
 """Longest chain of calls within calls; one more gets `CallTooDeep`."""
-CALL_ID = re.compile(r"^[0-9a-f-]{8,64}$")
+DEPTH_READABLE = 1_000
+"""A depth beyond this is no depth but rubbish."""
 
 
 class Strict(Schema):
@@ -54,25 +53,21 @@ def flatten(problems: Any, path: str = "") -> str:
 
 @dataclass(frozen=True)
 class Envelope:
-    """What travels beside the arguments of a call, in the header `trellis`."""
+    """What travels beside the arguments of a call, in the header `trellis`.
 
-    call_id: str
-    """Same on every retry of one call; how a bean knows that it has done it already."""
+    The id of a call is its task's id, the same on every retry of it.
+    """
+
     depth: int = 0
     """Number of calls that this one is within."""
+    version: str = ""
+    """Of the bean's interface, as the caller knows it."""
     interface: str = INTERFACE
-    peer: bool = False
-    """The call was made from within a peer operation."""
-
-    @staticmethod
-    def new(depth: int = 0, *, peer: bool = False) -> "Envelope":
-        """Make the envelope of a new call."""
-        return Envelope(call_id=str(uuid.uuid4()), depth=depth, peer=peer)
+    """Of this envelope."""
 
     def to_wire(self) -> dict[str, Any]:
         """Give the header's value."""
-        return {"call_id": self.call_id, "depth": self.depth, "interface": self.interface,
-                "peer": self.peer}
+        return asdict(self)
 
 
 class EnvelopeSchema(Schema):
@@ -81,10 +76,9 @@ class EnvelopeSchema(Schema):
     class Meta:
         unknown = EXCLUDE
 
-    call_id = fields.String(required=True, validate=validate.Regexp(CALL_ID))
-    depth = fields.Integer(required=True, strict=True, validate=validate.Range(0, 1000))
-    interface = fields.String(required=True, validate=validate.Length(1, 16))
-    peer = fields.Boolean(load_default=False, truthy={True}, falsy={False})
+    depth = fields.Integer(required=True, strict=True, validate=validate.Range(0, DEPTH_READABLE))
+    version = fields.String(required=True, validate=validate.Length(0, 32))
+    interface = fields.String(required=True, validate=validate.Equal(INTERFACE))
 
 
 def read_envelope(header: Any) -> Envelope:

@@ -31,6 +31,12 @@ def broker_address(settings: Settings) -> str:
     return ", ".join(f"{p.hostname}:{p.port or _default_port(p.scheme)}" for p in parts)
 
 
+def describe(error: BaseException) -> str:
+    """One line of what a client library says, its class where it says nothing."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
 def _with_vhost(url: str, domain: str) -> str:
     parts = urlsplit(url)
     if parts.path in ("", "/"):

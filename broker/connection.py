@@ -17,7 +17,7 @@ from pika.exceptions import (
     ProbableAuthenticationError,
 )
 
-from broker.address import broker_address, broker_urls, broker_user
+from broker.address import broker_address, broker_urls, broker_user, describe
 from broker.errors import BrokerRefused, BrokerUnavailable
 from facade.contract.settings import Settings
 
@@ -63,12 +63,6 @@ def connect(settings: Settings) -> BlockingConnection:
         raise BrokerRefused(address=address, reason=describe(error)) from error
     except (AMQPError, OSError) as error:
         raise BrokerUnavailable(address=address, reason=describe(error)) from error
-
-
-def describe(error: BaseException) -> str:
-    """One line of what a client library says, its class where it says nothing."""
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
 
 
 class BrokerThread(threading.Thread):

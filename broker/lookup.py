@@ -21,8 +21,8 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.spec import Basic, BasicProperties
 
 from broker import topology as t
-from broker.address import broker_address, broker_user
-from broker.connection import BrokerThread, connect, describe, refused
+from broker.address import broker_address, broker_user, describe
+from broker.connection import BrokerThread, connect, refused
 from broker.errors import BrokerUnavailable, MalformedMessage
 from facade.contract.settings import Settings
 

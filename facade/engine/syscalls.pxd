@@ -23,6 +23,18 @@ cdef extern from "<unistd.h>" nogil:
     int fdatasync(int fd)
     int close(int fd)
 
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_READ
+        PROT_WRITE
+        MAP_PRIVATE
+        MAP_ANONYMOUS
+        MADV_DONTNEED
+    void *MAP_FAILED
+    void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
+    int munmap(void *address, size_t length)
+    int madvise(void *address, size_t length, int advice)
+
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, ...)
 

@@ -1,0 +1,32 @@
+# Memory of one NBD connection: nothing while it is idle, at most BUFFER_BYTES_MAX while it works.
+# Not locked: only the connection's own thread takes and gives.
+from libc.stdint cimport uint8_t
+
+cdef enum:
+    CHUNK_BYTES = 262144              # smallest chunk; one holds a batch of small requests
+    BUFFER_BYTES_MAX = 67108864       # all chunks of one connection; past it, it is not read from
+    KEPT_CHUNK_BYTES_MAX = 4194304    # a larger chunk goes back to the kernel at once
+    KEPT_CHUNKS_MAX = 4               # free chunks kept for the next request
+
+cdef struct Chunk:
+    uint8_t *data
+    size_t size_bytes
+    int users                # the connection itself and each request whose data is in it
+    Chunk *next              # valid while in the list of free ones
+
+cdef struct BufferPool:
+    Chunk *free
+    int free_count
+    size_t mapped_bytes      # free ones included
+
+# A chunk of at least size_bytes with one user; NULL when the limit (or the memory) is reached.
+cdef Chunk *pool_take(BufferPool *pool, size_t size_bytes) noexcept nogil
+
+# One user less; without users it is free. NULL is allowed.
+cdef void pool_drop(BufferPool *pool, Chunk *chunk) noexcept nogil
+
+# Give every free chunk back to the kernel.
+cdef void pool_release(BufferPool *pool) noexcept nogil
+
+# Give the chunk's memory back to the kernel but keep its address: it reads as zeroes afterwards.
+cdef void chunk_forget(Chunk *chunk) noexcept nogil

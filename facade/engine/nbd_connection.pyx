@@ -1,0 +1,281 @@
+"""Requests in flight, buffers and socket of one NBD connection."""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.string cimport memcpy, memmove, memset
+
+from facade.engine.nbd_buffers cimport (
+    CHUNK_BYTES,
+    chunk_forget,
+    pool_drop,
+    pool_release,
+    pool_take,
+)
+from facade.engine.nbd_outbox cimport (
+    REQUESTS_MAX,
+    SEND_TIMEOUT_S,
+    outbox_await_input,
+    outbox_destroy,
+    outbox_init,
+    outbox_returned,
+    outbox_send,
+    outbox_wait,
+    request_completed,
+)
+from facade.engine.nbd_wire cimport NBD_REQUEST_BYTES, NBD_SIMPLE_REPLY_BYTES
+from facade.engine.syscalls cimport (
+    MADV_DONTNEED,
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_PRIVATE,
+    MSG_DONTWAIT,
+    PROT_READ,
+    PROT_WRITE,
+    SO_RCVTIMEO,
+    SO_SNDTIMEO,
+    SOL_SOCKET,
+    atomic_load,
+    madvise,
+    mmap,
+    munmap,
+    recv,
+    setsockopt,
+    timeval,
+)
+
+cdef enum:
+    # Room that receiving always has: a header and the largest write without a chunk of its own.
+    INPUT_ROOM_BYTES = INLINE_BYTES_MAX + NBD_REQUEST_BYTES
+
+
+cdef class Connection:
+    """What every NBD connection has; `Transmission` gives the requests their meaning.
+
+    Memory is there only while it is used: nothing before the first request, nothing but the kept
+    mappings after IDLE_RELEASE_S of silence.
+    """
+
+    def __cinit__(self) -> None:
+        memset(&self.pool, 0, sizeof(self.pool))
+        memset(&self.batch, 0, sizeof(self.batch))
+        self.requests_at = NULL
+        self.free_requests = NULL
+        self.input = NULL
+        self.output = NULL
+
+    def __init__(self, fd: int, leftover: bytes) -> None:
+        cdef size_t length = len(leftover)
+        cdef const uint8_t *data = leftover
+        cdef timeval limit
+        if length > INLINE_BYTES_MAX:
+            raise ValueError(f"{length} bytes left over from the handshake; "
+                             f"at most {INLINE_BYTES_MAX}")
+        self.fd = fd
+        outbox_init(&self.outbox, fd)
+        self.outbox_ready = True
+        limit.tv_sec = SEND_TIMEOUT_S
+        limit.tv_usec = 0
+        setsockopt(self.fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit))
+        if length:
+            self.input = pool_take(&self.pool, CHUNK_BYTES)
+            if self.input == NULL:
+                raise MemoryError
+            memcpy(self.input.data, data, length)
+            self.input_end = length
+
+    def __dealloc__(self) -> None:
+        pool_drop(&self.pool, self.input)
+        pool_drop(&self.pool, self.output)
+        pool_release(&self.pool)
+        if self.requests_at != NULL:
+            munmap(self.requests_at, REQUESTS_MAX * sizeof(Request))
+        if self.outbox_ready:
+            outbox_destroy(&self.outbox)
+
+    cdef Request *new_request(self) noexcept nogil:
+        cdef Request *request
+        cdef void *memory
+        if self.requests_at == NULL:
+            memory = mmap(NULL, REQUESTS_MAX * sizeof(Request), PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+            if memory == MAP_FAILED:
+                return NULL
+            self.requests_at = <Request *> memory
+        while self.free_requests == NULL and self.begun_requests == REQUESTS_MAX:
+            if self.wait_for_room() != GO_ON:
+                return NULL
+        if self.free_requests != NULL:
+            request = self.free_requests
+            self.free_requests = request.next
+        else:
+            request = &self.requests_at[self.begun_requests]
+            self.begun_requests += 1
+        self.used_requests += 1
+        request.outbox = &self.outbox
+        request.io.complete = request_completed
+        request.io.owner = request
+        request.head_room = False
+        request.payload = NULL
+        request.reply = NULL
+        return request
+
+    cdef Chunk *new_chunk(self, size_t size_bytes) noexcept nogil:
+        cdef Chunk *chunk = pool_take(&self.pool, size_bytes)
+        while chunk == NULL:
+            if self.wait_for_room() != GO_ON:
+                return NULL
+            chunk = pool_take(&self.pool, size_bytes)
+        return chunk
+
+    # Small reads lie side by side, each after room for its head, so that a batch of them is sent
+    # as one piece; large ones have their own chunk.
+    cdef bint give_read_buffer(self, Request *request) noexcept nogil:
+        cdef size_t needed = NBD_SIMPLE_REPLY_BYTES + request.io.length
+        if request.io.length > INLINE_BYTES_MAX:
+            request.reply = self.new_chunk(request.io.length)
+            if request.reply == NULL:
+                return False
+            request.io.data = request.reply.data
+            return True
+        if self.output != NULL and self.output.size_bytes - self.output_end < needed:
+            if self.send_batch() != GO_ON:
+                return False
+            if self.output.size_bytes - self.output_end < needed:
+                pool_drop(&self.pool, self.output)
+                self.output = NULL
+        if self.output == NULL:
+            self.output = self.new_chunk(CHUNK_BYTES)
+            self.output_end = 0
+            if self.output == NULL:
+                return False
+        request.io.data = self.output.data + self.output_end + NBD_SIMPLE_REPLY_BYTES
+        request.head_room = True
+        request.reply = self.output
+        self.output.users += 1
+        self.output_end += needed
+        return True
+
+    # Back-pressure: nothing is read from the client until a request has been answered.
+    cdef Step wait_for_room(self) noexcept nogil:
+        cdef int before = self.used_requests
+        if self.send_batch() != GO_ON:
+            return CONNECTION_LOST
+        if self.used_requests == before:
+            outbox_wait(&self.outbox, self.submitted, False)
+            self.reclaim()
+        # With nothing in flight there is nothing to wait for: memory is short.
+        return CONNECTION_LOST if self.used_requests == before else GO_ON
+
+    cdef Step send_batch(self) noexcept nogil:
+        cdef int error = 0
+        if self.batch.first != NULL:
+            error = outbox_send(&self.outbox, &self.batch)
+            self.batch_bytes = 0
+            self.reclaim()
+        return GO_ON if error == 0 else CONNECTION_LOST
+
+    cdef void reclaim(self) noexcept nogil:
+        cdef Request *request = outbox_returned(&self.outbox)
+        cdef Request *following
+        while request != NULL:
+            following = request.next
+            pool_drop(&self.pool, request.payload)
+            pool_drop(&self.pool, request.reply)
+            request.next = self.free_requests
+            self.free_requests = request
+            self.used_requests -= 1
+            request = following
+        if self.output != NULL and self.output.users == 1:
+            self.output_end = 0
+
+    cdef Step fill_input(self, size_t most) noexcept nogil:
+        cdef ssize_t count
+        cdef bint is_within
+        if not self.make_input_room():
+            return CONNECTION_LOST
+        is_within = self.input_end > self.input_start
+        count = self.receive(self.input.data + self.input_end,
+                             min(most, self.input.size_bytes - self.input_end), is_within)
+        if count > 0:
+            self.input_end += count
+            return GO_ON
+        return CLIENT_LEFT if count == 0 and not is_within else CONNECTION_LOST
+
+    # Room for a header and an inline payload, without moving data that a request still uses.
+    cdef bint make_input_room(self) noexcept nogil:
+        cdef size_t left = self.input_end - self.input_start
+        cdef Chunk *old = self.input
+        if self.used_requests:
+            self.reclaim()
+        if old == NULL:
+            self.input = self.new_chunk(CHUNK_BYTES)
+            return self.input != NULL
+        if left == 0 and old.users == 1:
+            self.input_start = self.input_end = 0
+        if old.size_bytes - self.input_start >= INPUT_ROOM_BYTES:
+            return True
+        if old.users == 1:
+            memmove(old.data, old.data + self.input_start, left)
+        else:
+            self.input = self.new_chunk(CHUNK_BYTES)
+            if self.input == NULL:
+                self.input = old
+                return False
+            memcpy(self.input.data, old.data + self.input_start, left)
+            pool_drop(&self.pool, old)
+        self.input_start = 0
+        self.input_end = left
+        return True
+
+    cdef ssize_t receive(self, uint8_t *data, size_t room, bint is_within) noexcept nogil:
+        cdef ssize_t count
+        cdef int silent_s = 0
+        cdef bint has_pending
+        if not self.is_timed:
+            self.set_timed(True)
+        while True:
+            has_pending = atomic_load(&self.outbox.completed) != self.submitted
+            count = recv(self.fd, data, room, MSG_DONTWAIT if has_pending else 0)
+            if count >= 0:
+                return count
+            if errno == EINTR:
+                continue
+            if errno != EAGAIN:
+                return -1
+            if has_pending:
+                count = outbox_await_input(&self.outbox, IDLE_RELEASE_S * 1000)
+                if count > 0:
+                    continue
+                if count < 0:
+                    return -1
+            silent_s += IDLE_RELEASE_S
+            if is_within:
+                if silent_s >= RECEIVE_TIMEOUT_S:
+                    return -1
+            elif not has_pending:
+                self.release_idle()
+                self.set_timed(False)
+
+    cdef void set_timed(self, bint is_timed) noexcept nogil:
+        cdef timeval limit
+        limit.tv_sec = IDLE_RELEASE_S if is_timed else 0
+        limit.tv_usec = 0
+        setsockopt(self.fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit))
+        self.is_timed = is_timed
+
+    # Between two requests, with none in flight: no buffer holds anything. Addresses stay valid.
+    cdef void release_idle(self) noexcept nogil:
+        self.reclaim()
+        pool_drop(&self.pool, self.output)
+        self.output = NULL
+        pool_release(&self.pool)
+        if self.input != NULL:
+            chunk_forget(self.input)
+        if self.requests_at != NULL and self.used_requests == 0:
+            madvise(self.requests_at, REQUESTS_MAX * sizeof(Request), MADV_DONTNEED)
+            self.free_requests = NULL
+            self.begun_requests = 0
+
+    cdef void drain(self) noexcept nogil:
+        self.send_batch()
+        outbox_wait(&self.outbox, self.submitted, True)
+        self.reclaim()

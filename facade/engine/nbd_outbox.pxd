@@ -1,0 +1,88 @@
+# Replies of one NBD connection on their way to the client.
+#
+# A request that is done goes into the queue; whoever puts one there and finds nobody sending, sends
+# what is queued. The connection's own thread may wait for the client while it sends. A thread that
+# completes a pending request must not (it serves other volumes too): what the socket does not take
+# at once stays queued, and the connection's thread is woken to send it.
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from facade.engine.nbd_buffers cimport Chunk
+from facade.engine.nbd_wire cimport NBD_SIMPLE_REPLY_BYTES
+from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
+from facade.engine.volume cimport Io
+
+cdef enum:
+    REQUESTS_MAX = 128            # in flight on one connection; past it, it is not read from
+    SEND_TIMEOUT_S = 60           # a client that takes no byte for so long is given up
+
+cdef struct Request:
+    Io io
+    Outbox *outbox
+    uint64_t cookie               # as the client sent it, never converted
+    uint8_t[NBD_SIMPLE_REPLY_BYTES] head   # valid once answered
+    uint64_t body_bytes           # of io.data that follow the head; valid once answered
+    uint64_t sent_bytes           # of head and body
+    bint head_room                # io.data has room for the head right before it
+    Chunk *payload                # holds the data of a write, or NULL
+    Chunk *reply                  # holds the data of a read, or NULL
+    Request *next
+
+cdef struct Queue:
+    Request *first
+    Request *last
+
+cdef struct Outbox:
+    int fd                        # the client's socket, owned by who made the Outbox
+    int event_fd                  # wakes the connection's thread from poll(); -1 until needed
+    int64_t completed             # atomic: pending requests that have ended
+    pthread_mutex_t mutex         # guards what follows
+    pthread_cond_t changed        # for the connection's thread alone
+    bint waiting                  # the connection's thread waits on `changed`
+    bint sending                  # somebody is sending
+    int error                     # errno that ended the connection's sending side, or 0
+    Queue queue                   # answered, not yet sent
+    Queue returned                # sent or dropped: the connection's thread may use them again
+
+cdef int outbox_init(Outbox *outbox, int fd) noexcept nogil
+cdef void outbox_destroy(Outbox *outbox) noexcept nogil
+
+# Fill in the reply to a request that ended with `error`.
+cdef void answer(Request *request, int error) noexcept nogil
+
+# Io.complete of every request: answer it and send what can be sent without waiting.
+cdef void request_completed(Io *io, int error) noexcept nogil
+
+# For the connection's thread: queue `batch` (which becomes empty) and send, waiting for the client.
+# The errno that ended the sending side, or 0.
+cdef int outbox_send(Outbox *outbox, Queue *batch) noexcept nogil
+
+# For the connection's thread: requests that are free again, as a list linked by `next`.
+cdef Request *outbox_returned(Outbox *outbox) noexcept nogil
+
+# For the connection's thread: wait until requests are returned, or `submitted` have completed and
+# nothing is left to send; sends meanwhile.
+cdef void outbox_wait(Outbox *outbox, int64_t submitted, bint for_all) noexcept nogil
+
+# For the connection's thread, with requests pending: wait until the client has sent something, and
+# send meanwhile what completing threads could not. 1: there may be input; 0: timed out; -1: lost.
+cdef int outbox_await_input(Outbox *outbox, int timeout_ms) noexcept nogil
+
+cdef inline void queue_push(Queue *queue, Request *request) noexcept nogil:
+    request.next = NULL
+    if queue.first == NULL:
+        queue.first = request
+    else:
+        queue.last.next = request
+    queue.last = request
+
+# Move all of `source` to the end of `target`.
+cdef inline void queue_move(Queue *target, Queue *source) noexcept nogil:
+    if source.first == NULL:
+        return
+    if target.first == NULL:
+        target.first = source.first
+    else:
+        target.last.next = source.first
+    target.last = source.last
+    source.first = NULL
+    source.last = NULL

@@ -1,0 +1,289 @@
+"""Sending replies: gathered into few system calls, from whichever thread completes a request."""
+
+from libc.errno cimport (
+    EACCES,
+    EAGAIN,
+    EDQUOT,
+    EFBIG,
+    EINTR,
+    EINVAL,
+    EIO,
+    ENOMEM,
+    ENOSPC,
+    ENOSYS,
+    EOPNOTSUPP,
+    EOVERFLOW,
+    EPERM,
+    EROFS,
+    ESHUTDOWN,
+    ETIMEDOUT,
+    errno,
+)
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy, memset
+
+from facade.engine.nbd_wire cimport NBD_SIMPLE_REPLY_MAGIC
+from facade.engine.syscalls cimport (
+    EFD_CLOEXEC,
+    EFD_NONBLOCK,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    POLLIN,
+    atomic_add,
+    atomic_load,
+    close,
+    eventfd,
+    htobe32,
+    iovec,
+    msghdr,
+    poll,
+    pollfd,
+    pthread_cond_destroy,
+    pthread_cond_init,
+    pthread_cond_signal,
+    pthread_cond_wait,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    read,
+    sendmsg,
+    write,
+)
+from facade.engine.volume cimport IO_READ
+
+cdef enum:
+    PIECES_MAX = 2 * REQUESTS_MAX    # a head and a body for each
+
+
+# What one sendmsg() is given. Heads without room before their data are copied side by side.
+cdef struct Gather:
+    iovec[PIECES_MAX] pieces
+    int count
+    uint8_t[REQUESTS_MAX * NBD_SIMPLE_REPLY_BYTES] heads
+    size_t head_bytes
+
+
+cdef int outbox_init(Outbox *outbox, int fd) noexcept nogil:
+    memset(outbox, 0, sizeof(Outbox))
+    outbox.fd = fd
+    outbox.event_fd = -1
+    pthread_mutex_init(&outbox.mutex, NULL)
+    pthread_cond_init(&outbox.changed, NULL)
+    return 0
+
+
+cdef void outbox_destroy(Outbox *outbox) noexcept nogil:
+    if outbox.event_fd >= 0:
+        close(outbox.event_fd)
+    pthread_cond_destroy(&outbox.changed)
+    pthread_mutex_destroy(&outbox.mutex)
+
+
+# The protocol knows eight errors; whatever else a layer says is its nearest one.
+cdef uint32_t wire_error(int error) noexcept nogil:
+    if error in (0, EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, EOPNOTSUPP, ESHUTDOWN):
+        return error
+    if error == EROFS or error == EACCES:
+        return EPERM
+    if error == EDQUOT or error == EFBIG:
+        return ENOSPC
+    if error == ENOSYS:
+        return EOPNOTSUPP
+    return EIO
+
+
+cdef void answer(Request *request, int error) noexcept nogil:
+    cdef uint32_t word = htobe32(<uint32_t> NBD_SIMPLE_REPLY_MAGIC)
+    memcpy(&request.head[0], &word, 4)
+    word = htobe32(wire_error(error))
+    memcpy(&request.head[4], &word, 4)
+    memcpy(&request.head[8], &request.cookie, 8)
+    request.sent_bytes = 0
+    request.body_bytes = request.io.length if request.io.op == IO_READ and error == 0 else 0
+
+
+cdef void request_completed(Io *io, int error) noexcept nogil:
+    cdef Request *request = <Request *> io.owner
+    cdef Outbox *outbox = request.outbox
+    cdef uint64_t one = 1
+    answer(request, error)
+    pthread_mutex_lock(&outbox.mutex)
+    queue_push(&outbox.queue, request)
+    if not outbox.sending:
+        flush(outbox, False)
+        if outbox.queue.first != NULL and outbox.event_fd >= 0:
+            write(outbox.event_fd, &one, sizeof(one))
+    # Last but the unlocking: from here on the connection may be at its end.
+    atomic_add(&outbox.completed, 1)
+    if outbox.waiting:
+        pthread_cond_signal(&outbox.changed)
+    pthread_mutex_unlock(&outbox.mutex)
+
+
+cdef int outbox_send(Outbox *outbox, Queue *batch) noexcept nogil:
+    cdef int error
+    pthread_mutex_lock(&outbox.mutex)
+    queue_move(&outbox.queue, batch)
+    # A completing thread that is sending takes these along; it never waits.
+    if not outbox.sending and outbox.queue.first != NULL:
+        flush(outbox, True)
+    error = outbox.error
+    pthread_mutex_unlock(&outbox.mutex)
+    return error
+
+
+cdef Request *outbox_returned(Outbox *outbox) noexcept nogil:
+    cdef Request *first
+    pthread_mutex_lock(&outbox.mutex)
+    first = outbox.returned.first
+    outbox.returned.first = NULL
+    outbox.returned.last = NULL
+    pthread_mutex_unlock(&outbox.mutex)
+    return first
+
+
+cdef void outbox_wait(Outbox *outbox, int64_t submitted, bint for_all) noexcept nogil:
+    cdef bint is_quiet
+    pthread_mutex_lock(&outbox.mutex)
+    while True:
+        if outbox.queue.first != NULL and not outbox.sending:
+            flush(outbox, True)
+        is_quiet = (atomic_load(&outbox.completed) == submitted and not outbox.sending
+                    and outbox.queue.first == NULL)
+        if is_quiet or (outbox.returned.first != NULL and not for_all):
+            break
+        outbox.waiting = True
+        pthread_cond_wait(&outbox.changed, &outbox.mutex)
+        outbox.waiting = False
+    pthread_mutex_unlock(&outbox.mutex)
+
+
+cdef int outbox_await_input(Outbox *outbox, int timeout_ms) noexcept nogil:
+    cdef pollfd[2] watched
+    cdef Queue nothing
+    cdef uint64_t count
+    cdef int ready
+    nothing.first = nothing.last = NULL
+    if outbox.event_fd < 0:
+        pthread_mutex_lock(&outbox.mutex)
+        outbox.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        pthread_mutex_unlock(&outbox.mutex)
+        if outbox.event_fd < 0:
+            return -1
+    watched[0].fd = outbox.fd
+    watched[1].fd = outbox.event_fd
+    watched[0].events = watched[1].events = POLLIN
+    while True:
+        # Before each wait: what got stuck earlier wakes nobody a second time.
+        if outbox_send(outbox, &nothing):
+            return -1
+        ready = poll(watched, 2, timeout_ms)
+        if ready < 0 and errno != EINTR:
+            return -1
+        if ready == 0:
+            return 0
+        if ready > 0 and watched[1].revents:
+            read(outbox.event_fd, &count, sizeof(count))
+        if ready > 0 and watched[0].revents:
+            return 1
+
+
+# Send the queue until it is empty or (unless may_block) the socket is full. The mutex is held on
+# entry and on return, and let go of in between.
+cdef void flush(Outbox *outbox, bint may_block) noexcept nogil:
+    cdef Queue batch
+    cdef Queue sent
+    cdef int error = 0
+    outbox.sending = True
+    sent.first = sent.last = NULL
+    while outbox.queue.first != NULL and error == 0:
+        batch = outbox.queue
+        outbox.queue.first = outbox.queue.last = NULL
+        if outbox.error == 0:
+            pthread_mutex_unlock(&outbox.mutex)
+            error = send_batch(outbox.fd, &batch, &sent, may_block)
+            pthread_mutex_lock(&outbox.mutex)
+        if error == EAGAIN:
+            if not may_block:
+                queue_move(&batch, &outbox.queue)
+                outbox.queue = batch
+                batch.first = NULL
+            else:
+                error = ETIMEDOUT
+        if error != EAGAIN and error:
+            outbox.error = error
+            error = 0
+        queue_move(&sent, &batch)     # nobody is left to send these to
+        queue_move(&outbox.returned, &sent)
+    outbox.sending = False
+
+
+# Send `batch`, moving what is sent to `sent`. 0, EAGAIN (the rest stays in batch) or errno.
+cdef int send_batch(int fd, Queue *batch, Queue *sent, bint may_block) noexcept nogil:
+    cdef Gather gather
+    cdef msghdr message
+    cdef ssize_t count
+    cdef int flags = MSG_NOSIGNAL if may_block else MSG_NOSIGNAL | MSG_DONTWAIT
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = gather.pieces
+    while batch.first != NULL:
+        gather_batch(&gather, batch.first)
+        message.msg_iovlen = gather.count
+        count = sendmsg(fd, &message, flags)
+        if count >= 0:
+            take_sent(batch, sent, count)
+        elif errno != EINTR:
+            return errno
+    return 0
+
+
+cdef void take_sent(Queue *batch, Queue *sent, uint64_t count) noexcept nogil:
+    cdef Request *request
+    cdef uint64_t left
+    while batch.first != NULL:
+        request = batch.first
+        left = NBD_SIMPLE_REPLY_BYTES + request.body_bytes - request.sent_bytes
+        if count < left:
+            request.sent_bytes += count
+            return
+        count -= left
+        batch.first = request.next
+        queue_push(sent, request)
+
+
+cdef void gather_batch(Gather *gather, Request *request) noexcept nogil:
+    cdef uint64_t skip
+    gather.count = 0
+    gather.head_bytes = 0
+    while request != NULL and gather.count + 2 <= PIECES_MAX:
+        skip = request.sent_bytes
+        if request.head_room and request.body_bytes:
+            if skip < NBD_SIMPLE_REPLY_BYTES:
+                memcpy(request.io.data - NBD_SIMPLE_REPLY_BYTES, request.head,
+                       NBD_SIMPLE_REPLY_BYTES)
+            add_piece(gather, request.io.data - NBD_SIMPLE_REPLY_BYTES + skip,
+                      NBD_SIMPLE_REPLY_BYTES + request.body_bytes - skip)
+        else:
+            if skip < NBD_SIMPLE_REPLY_BYTES:
+                memcpy(&gather.heads[gather.head_bytes], &request.head[skip],
+                       NBD_SIMPLE_REPLY_BYTES - skip)
+                add_piece(gather, &gather.heads[gather.head_bytes], NBD_SIMPLE_REPLY_BYTES - skip)
+                gather.head_bytes += NBD_SIMPLE_REPLY_BYTES - skip
+                skip = NBD_SIMPLE_REPLY_BYTES
+            if request.body_bytes:
+                add_piece(gather, request.io.data + (skip - NBD_SIMPLE_REPLY_BYTES),
+                          request.body_bytes - (skip - NBD_SIMPLE_REPLY_BYTES))
+        request = request.next
+
+
+cdef void add_piece(Gather *gather, uint8_t *data, size_t length) noexcept nogil:
+    cdef iovec *last
+    if gather.count:
+        last = &gather.pieces[gather.count - 1]
+        if <uint8_t *> last.iov_base + last.iov_len == data:
+            last.iov_len += length
+            return
+    gather.pieces[gather.count].iov_base = data
+    gather.pieces[gather.count].iov_len = length
+    gather.count += 1

@@ -182,6 +182,11 @@ class EmbeddedBroker:
             self.stop()
             raise
 
+    def request_stop(self) -> None:
+        """Ask RabbitMQ to stop without waiting; `stop()` then takes less time."""
+        if self._server is not None:
+            self._server.request_stop()
+
     def stop(self) -> None:
         """Stop RabbitMQ cleanly (SIGTERM, then SIGKILL), then epmd. Idempotent."""
         if self._server is not None:

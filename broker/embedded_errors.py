@@ -1,13 +1,13 @@
 """Errors of the embedded RabbitMQ and Redis.
 
-    TrellisError
-    +- EmbeddedError            the private server of this machine
-       +- ServerMissing         its program is not installed
-       +- ServerFolderUnusable  its folder cannot be written
-       +- ServerPortTaken       somebody else listens on its port
-       +- ServerPathTooLong     a Unix socket's path does not fit
-       +- ServerDied            it ended before it was ready
-       +- ServerNotReady        it did not answer in time
+TrellisError
++- EmbeddedError            the private server of this machine
+   +- ServerMissing         its program is not installed
+   +- ServerFolderUnusable  its folder cannot be written
+   +- ServerPortTaken       somebody else listens on its port
+   +- ServerPathTooLong     a Unix socket's path does not fit
+   +- ServerDied            it ended before it was ready
+   +- ServerNotReady        it did not answer in time
 """
 
 from facade.contract.errors import TrellisError
@@ -49,7 +49,7 @@ class ServerPathTooLong(EmbeddedError):
     """A Unix socket's path is longer than the kernel takes."""
 
     code = "server_path_too_long"
-    message = "The socket path {path} of the embedded {server} is {length} bytes long; at most {limit} fit."
+    message = "The embedded {server}'s socket {path} is {length} bytes long; at most {limit} fit."
     hint = "Choose a folder with a shorter path."
 
 

@@ -1,19 +1,19 @@
 """What goes wrong when a federation is brought up or taken down on this machine.
 
-    TrellisError
-      SupervisorError
-        AlreadyUp          another supervisor runs in the same folder
-        FolderUnusable     the federation's folder cannot be written, or is somebody else's
-        FederationDamaged  federation.json is not understood
-        DiskFull           too little space to start
-        PortTaken          somebody else listens on a recorded port
-        ProgramMissing     a program of ours is not installed
-        ChildFailed        a part ended before it was ready
-        NotReady           not every part was ready in time
-        AdvertiseUnknown   --advertise for a host that is not here
-        WouldNotEnd        a process outlived SIGKILL
-    UnreachableError
-      NothingToTakeDown    there is no federation in the folder
+TrellisError
+  SupervisorError
+    AlreadyUp          another supervisor runs in the same folder
+    FolderUnusable     the federation's folder cannot be written, or is somebody else's
+    FederationDamaged  federation.json is not understood
+    DiskFull           too little space to start
+    PortTaken          somebody else listens on a recorded port
+    ProgramMissing     a program of ours is not installed
+    ChildFailed        a part ended before it was ready
+    NotReady           not every part was ready in time
+    AdvertiseUnknown   --advertise for a host that is not here
+    WouldNotEnd        a process outlived SIGKILL
+UnreachableError
+  NothingToTakeDown    there is no federation in the folder
 """
 
 from facade.contract.errors import TrellisError, UnreachableError, UsageError

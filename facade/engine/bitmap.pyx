@@ -95,8 +95,8 @@ cdef class Bitmap:
         have_bytes = os.lseek(self.fd, 0, os.SEEK_END)
         need_bytes = BITS_OFFSET_BYTES + self.words * 8
         if have_bytes < need_bytes:
-            raise BitmapTooSmall(bitmap=str(self.path), have_bytes=have_bytes,
-                                 need_bytes=need_bytes)
+            raise BitmapTooSmall(volume=self.path.name, size_bytes=have_bytes,
+                                 data_bytes=size_bytes, needed_bytes=need_bytes)
 
     def __dealloc__(self):
         if self.fd >= 0:

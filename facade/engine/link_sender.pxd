@@ -57,6 +57,13 @@ cdef class LinkSender:
     # Without lock; may wait for space. Returns seq > 0 and the place of the payload, or 0: dead.
     cdef uint64_t reserve(self, uint32_t payload_bytes, uint8_t waiting, int parity, Io *io,
                           uint8_t **payload) noexcept nogil
+    # Without lock, never waits: 0 with *seq > 0, EAGAIN when there is no room, or the errno that
+    # ended the link (with *seq = 0).
+    cdef int try_reserve(self, uint32_t payload_bytes, uint8_t waiting, int parity, Io *io,
+                         uint8_t **payload, uint64_t *seq) noexcept nogil
+    # Without lock: returns when there was room for such a frame, or the link is dead.
+    cdef void wait_room(self, uint32_t payload_bytes) noexcept nogil
+    cdef bint place_locked(self, uint64_t size, uint64_t *position) noexcept nogil
     # Without lock: the frame is filled and may go.
     cdef void fill(self, uint64_t seq, uint8_t kind, uint8_t flags, uint64_t offset,
                    uint64_t length, uint32_t payload_bytes) noexcept nogil

@@ -176,36 +176,56 @@ cdef class LinkSender:
 
     # ---- hot path -------------------------------------------------------------------------
 
+    cdef bint place_locked(self, uint64_t size, uint64_t *position) noexcept nogil:
+        # A frame is contiguous: one that would cross the ring's end starts at its front.
+        position[0] = self.head
+        if position[0] % RING_BYTES + size > RING_BYTES:
+            position[0] += RING_BYTES - position[0] % RING_BYTES
+        return position[0] + size - self.tail <= RING_BYTES and \
+            not self.frames[self.next_seq % FRAMES_LIMIT].waiting
+
+    cdef int try_reserve(self, uint32_t payload_bytes, uint8_t waiting, int parity, Io *io,
+                         uint8_t **payload, uint64_t *seq) noexcept nogil:
+        cdef uint64_t size = HEADER_BYTES + payload_bytes, position = 0
+        cdef SentFrame *frame
+        cdef int result
+        pthread_mutex_lock(&self.lock)
+        seq[0] = 0
+        if self.dead:
+            result = self.dead
+        elif not self.place_locked(size, &position):
+            result = EAGAIN
+        else:
+            result = 0
+            frame = &self.frames[self.next_seq % FRAMES_LIMIT]
+            seq[0] = self.next_seq
+            self.next_seq += 1
+            self.head = position + size
+            frame.position = position
+            frame.reserved_bytes = <uint32_t> size
+            frame.ready = False
+            frame.waiting = waiting
+            frame.parity = parity
+            frame.error = 0
+            frame.io = io
+            payload[0] = self.ring + position % RING_BYTES + HEADER_BYTES
+        pthread_mutex_unlock(&self.lock)
+        return result
+
+    cdef void wait_room(self, uint32_t payload_bytes) noexcept nogil:
+        cdef uint64_t position = 0
+        pthread_mutex_lock(&self.lock)
+        self.space_waiters += 1
+        while not self.dead and not self.place_locked(HEADER_BYTES + payload_bytes, &position):
+            pthread_cond_wait(&self.space, &self.lock)
+        self.space_waiters -= 1
+        pthread_mutex_unlock(&self.lock)
+
     cdef uint64_t reserve(self, uint32_t payload_bytes, uint8_t waiting, int parity, Io *io,
                           uint8_t **payload) noexcept nogil:
-        cdef uint64_t size = HEADER_BYTES + payload_bytes, position, seq = 0
-        cdef SentFrame *frame
-        pthread_mutex_lock(&self.lock)
-        while not self.dead:
-            # A frame is contiguous: one that would cross the ring's end starts at its front.
-            position = self.head
-            if position % RING_BYTES + size > RING_BYTES:
-                position += RING_BYTES - position % RING_BYTES
-            frame = &self.frames[self.next_seq % FRAMES_LIMIT]
-            if position + size - self.tail <= RING_BYTES and not frame.waiting:
-                seq = self.next_seq
-                if seq == self.acked_seq + 1:
-                    self.progress_ms = now_ms()
-                self.next_seq += 1
-                self.head = position + size
-                frame.position = position
-                frame.reserved_bytes = <uint32_t> size
-                frame.ready = False
-                frame.waiting = waiting
-                frame.parity = parity
-                frame.error = 0
-                frame.io = io
-                payload[0] = self.ring + position % RING_BYTES + HEADER_BYTES
-                break
-            self.space_waiters += 1
-            pthread_cond_wait(&self.space, &self.lock)
-            self.space_waiters -= 1
-        pthread_mutex_unlock(&self.lock)
+        cdef uint64_t seq = 0
+        while self.try_reserve(payload_bytes, waiting, parity, io, payload, &seq) == EAGAIN:
+            self.wait_room(payload_bytes)
         return seq
 
     cdef void fill(self, uint64_t seq, uint8_t kind, uint8_t flags, uint64_t offset,
@@ -307,7 +327,7 @@ cdef class LinkSender:
             frame = &self.frames[self.send_seq % FRAMES_LIMIT]
             if self.send_seq == self.next_seq or not frame.ready:
                 now = now_ms()
-                if self.acked_seq + 1 < self.next_seq and now - self.progress_ms > self.timeout_ms:
+                if self.acked_seq + 1 < self.send_seq and now - self.progress_ms > self.timeout_ms:
                     error = ETIMEDOUT
                     break
                 ping = (self.send_seq == self.next_seq and self.acked_seq + 1 == self.next_seq
@@ -334,6 +354,8 @@ cdef class LinkSender:
                 seq += 1
                 if frame.size_bytes != frame.reserved_bytes:
                     break
+            if self.send_seq == self.acked_seq + 1:
+                self.progress_ms = now_ms()
             pthread_mutex_unlock(&self.lock)
             error = self.send_all(self.ring + start % RING_BYTES, end - start)
             pthread_mutex_lock(&self.lock)

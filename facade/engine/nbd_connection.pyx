@@ -35,6 +35,7 @@ from facade.engine.syscalls cimport (
     SOL_SOCKET,
     atomic_load,
     madvise,
+    clock_gettime, CLOCK_MONOTONIC, timespec,
     mmap,
     munmap,
     recv,
@@ -43,6 +44,7 @@ from facade.engine.syscalls cimport (
 )
 
 cdef enum:
+    SPIN_NS = 30000
     # Room that receiving always has: a header and the largest write without a chunk of its own.
     INPUT_ROOM_BYTES = INLINE_BYTES_MAX + NBD_REQUEST_BYTES
 
@@ -230,11 +232,25 @@ cdef class Connection:
         cdef ssize_t count
         cdef int silent_s = 0
         cdef bint has_pending
+        cdef timespec now
+        cdef int64_t until
         if not self.is_timed:
             self.set_timed(True)
         while True:
             has_pending = atomic_load(&self.outbox.completed) != self.submitted
-            count = recv(self.fd, data, room, MSG_DONTWAIT if has_pending else 0)
+            count = -1
+            if not has_pending:
+                clock_gettime(CLOCK_MONOTONIC, &now)
+                until = now.tv_sec * 1000000000 + now.tv_nsec + SPIN_NS
+                while True:
+                    count = recv(self.fd, data, room, MSG_DONTWAIT)
+                    if count >= 0 or errno != EAGAIN:
+                        break
+                    clock_gettime(CLOCK_MONOTONIC, &now)
+                    if now.tv_sec * 1000000000 + now.tv_nsec >= until:
+                        break
+            if count < 0:
+                count = recv(self.fd, data, room, MSG_DONTWAIT if has_pending else 0)
             if count >= 0:
                 return count
             if errno == EINTR:

@@ -1,0 +1,247 @@
+"""The engine of a host: volumes, sets, link, journal and control socket put together."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import facade.replication_events
+import facade.volume_events  # noqa: F401  # both register the events that the engine makes
+from facade.config_store import ConfigStore
+from facade.contract.errors import TrellisError
+from facade.contract.events import new_event, now
+from facade.contract.settings import Settings
+from facade.engine.control import ControlServer
+from facade.engine.control_errors import AddressTaken, EngineRunning, RequestRefused
+from facade.engine.journal import Journal
+from facade.engine.link_server import LinkServer
+from facade.engine.open_volumes import OpenVolumes
+from facade.engine.replica_source import SyncRequest
+from facade.engine.replica_spec import ReplicaSpec
+from facade.engine.replicas import Replicas
+
+log = logging.getLogger("trellis.engine")
+
+EVENTS_WAIT_S_MAX: Final = 60.0
+EVENTS_TAKEN_MAX: Final = 500
+SYNC_KINDS: Final = ("full", "update")
+INITS: Final = ("dirty", "clean", "resume")
+
+
+class Engine:
+    """Serves one host's volumes. Needs no broker, no Redis and no bean."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the folder for itself, open the journal and bind. Raises TrellisError, OSError."""
+        host = settings.host
+        self.settings = settings
+        self.boot_id = uuid.uuid4().hex
+        self.started_at = now()
+        for folder in (host.data_dir, host.metadata_dir, host.run_dir, host.nbd_dir):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock_file = _lock(host.data_dir)
+        self.journal = Journal(host.journal_path, host.name)
+        self.volumes = OpenVolumes(host.nbd_dir, host.name)
+        self.replicas = Replicas(self.volumes, self.journal, settings.link.secret, host.name)
+        self._stopped = threading.Event()
+        try:
+            self.link = LinkServer(
+                settings.link.listen, settings.link.secret, host.name, self.replicas.serve
+            )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise AddressTaken(address=settings.link.listen, reason=reason) from error
+        self.control = ControlServer(host.engine_socket, self._methods())
+
+    def start(self) -> None:
+        """Open what the configuration store says, then answer."""
+        clean = self.journal.begin_run()
+        self._boot()
+        name = "engine_started" if clean else "engine_recovered"
+        self.journal.record(new_event("engine", name, self.settings.host.name, ""))
+        self.link.start()
+        self.control.start()
+        log.info("engine of %s serves, process %d", self.settings.host.name, os.getpid())
+
+    def _boot(self) -> None:
+        """Volumes, then sets. What cannot be opened is told and left out: the rest is served."""
+        with ConfigStore(
+            self.settings.host.config_path, read_only=True, host=self.settings.host.name
+        ) as store:
+            volumes, sets = store.volumes(), store.sets("replication")
+        for volume in volumes:
+            if volume.control == "none":
+                continue
+            try:
+                self.volumes.open(volume.name, Path(volume.path))
+            except (TrellisError, OSError) as error:
+                self._not_opened(volume.name, volume.path, error)
+        for record in sets:
+            if not record.enabled:
+                continue
+            try:
+                self.set_enable({**record.spec, "set_id": record.set_id}, "resume")
+            except (TrellisError, OSError) as error:
+                self._not_opened(record.name, str(record.spec.get("bitmap_path")), error)
+
+    def _not_opened(self, name: str, path: str, error: Exception) -> None:
+        log.error("%s is not served: %s", name, error)
+        self.journal.record(
+            new_event(
+                "volume",
+                "volume_missing",
+                self.settings.host.name,
+                name,
+                path=path,
+                reason=str(error),
+            )
+        )
+
+    def stop(self) -> None:
+        """Flush everything and end: nothing acknowledged is lost, the next start is a clean one."""
+        self.control.stop()
+        self.link.stop()
+        self.volumes.stop_serving()
+        self.replicas.close()
+        self.volumes.close_all()
+        self.journal.end_run()
+        self.journal.close()
+        os.close(self._lock_file)
+        self._stopped.set()
+
+    # ---- methods of the control socket -----------------------------------------------------------
+
+    def _methods(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "engine.info": self.info,
+            "volume.open": self.volume_open,
+            "volume.close": self.volume_close,
+            "volume.list": self.volume_list,
+            "set.enable": self.set_enable,
+            "set.disable": self.set_disable,
+            "set.update": self.set_update,
+            "set.show": self.set_show,
+            "set.list": self.set_list,
+            "set.sync": self.set_sync,
+            "set.log": self.set_log,
+            "job.show": self.job_show,
+            "job.list": self.job_list,
+            "job.cancel": self.job_cancel,
+            "events.take": self.events_take,
+            "events.done": self.events_done,
+        }
+
+    def info(self) -> dict[str, Any]:
+        """`engine.info`."""
+        return {
+            "host": self.settings.host.name,
+            "pid": os.getpid(),
+            "version": _version(),
+            "boot_id": self.boot_id,
+            "started_at": self.started_at,
+        }
+
+    def volume_open(self, name: str, path: str) -> dict[str, Any]:
+        """`volume.open`."""
+        return self.volumes.open(name, Path(path)).to_wire()
+
+    def volume_close(self, name: str) -> dict[str, Any]:
+        """`volume.close`."""
+        self.volumes.close(name)
+        return {}
+
+    def volume_list(self) -> list[dict[str, Any]]:
+        """`volume.list`."""
+        return [volume.to_wire() for volume in self.volumes.all()]
+
+    def set_enable(self, spec: dict[str, Any], init: str) -> dict[str, Any]:
+        """`set.enable`."""
+        if init not in INITS:
+            raise RequestRefused(reason=f"init is {init}, not one of {', '.join(INITS)}")
+        bitmap = spec.get("bitmap")
+        return self.replicas.enable(ReplicaSpec.from_wire(spec), init, bitmap).show()
+
+    def set_disable(self, set_id: str) -> dict[str, Any]:
+        """`set.disable`."""
+        self.replicas.disable(set_id)
+        return {}
+
+    def set_update(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """`set.update`."""
+        return self.replicas.update(ReplicaSpec.from_wire(spec)).show()
+
+    def set_show(self, set_id: str) -> dict[str, Any]:
+        """`set.show`."""
+        return self.replicas.get(set_id).show()
+
+    def set_list(self) -> list[dict[str, Any]]:
+        """`set.list`."""
+        return [replica.show() for replica in self.replicas.all()]
+
+    def set_sync(
+        self, set_id: str, kind: str, keep: str | None = None, peer_link: str | None = None
+    ) -> dict[str, Any]:
+        """`set.sync`."""
+        if kind not in SYNC_KINDS:
+            raise RequestRefused(reason=f"kind is {kind}, not one of {', '.join(SYNC_KINDS)}")
+        address = peer_link or self.replicas.get(set_id).spec.peer_link
+        return self.replicas.sync(set_id, SyncRequest(kind, keep, address)).to_wire()
+
+    def set_log(self, set_id: str) -> dict[str, Any]:
+        """`set.log`."""
+        return self.replicas.log(set_id).show()
+
+    def job_show(self, job_id: str) -> dict[str, Any]:
+        """`job.show`."""
+        return self.replicas.job(job_id)
+
+    def job_list(self, set_id: str | None = None) -> list[dict[str, Any]]:
+        """`job.list`."""
+        return self.replicas.jobs(set_id)
+
+    def job_cancel(self, job_id: str) -> dict[str, Any]:
+        """`job.cancel`."""
+        return self.replicas.cancel(job_id)
+
+    def events_take(self, after: int = 0, limit: int = 100, wait_s: float = 0) -> dict[str, Any]:
+        """`events.take`."""
+        found = self.journal.wait_events(
+            after, min(limit, EVENTS_TAKEN_MAX), min(wait_s, EVENTS_WAIT_S_MAX)
+        )
+        return {
+            "events": [event for _, event in found],
+            "last": found[-1][0] if found else after,
+        }
+
+    def events_done(self, up_to: int) -> dict[str, Any]:
+        """`events.done`."""
+        self.journal.events_done(up_to)
+        return {}
+
+
+def _lock(data_dir: Path) -> int:
+    """Take the host's folder for this process. Raises EngineRunning."""
+    descriptor = os.open(data_dir / "engine.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pid = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
+        os.close(descriptor)
+        raise EngineRunning(pid=pid, data_dir=str(data_dir)) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def _version() -> str:
+    try:
+        return version("trellis")
+    except PackageNotFoundError:
+        return "0"

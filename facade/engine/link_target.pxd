@@ -1,0 +1,32 @@
+# The receiving side of a link: applies frames strictly in order to the volume below.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from facade.engine.libc_extra cimport pthread_mutex_t
+from facade.engine.link_wire cimport FrameHeader
+from facade.engine.volume cimport Volume
+
+cdef enum:
+    APPLY_BUFFER_BYTES = 4 << 20   # frames received and not yet applied
+    STUCK_LIMIT_MS = 30000         # one frame that takes longer is no longer reported as alive
+
+cdef class LinkTarget:
+    cdef int fd
+    cdef Volume lower
+    cdef uint8_t *buffer
+    cdef size_t start              # of what is received and not applied
+    cdef size_t end
+    cdef uint64_t applied_seq
+    cdef uint64_t acked_seq
+    cdef bint busy                 # a frame is being applied, since busy_since_ms
+    cdef long busy_since_ms
+    cdef pthread_mutex_t send_lock
+    cdef readonly uint64_t received_bytes
+    cdef readonly uint64_t sent_bytes
+    cdef readonly uint64_t applied_bytes
+
+    # Applies until a control frame is next (CONTROL_ARRIVED), the link ends or an error.
+    cdef int apply_loop(self) noexcept nogil
+    cdef int apply_one(self, const FrameHeader *header, uint8_t *payload) noexcept nogil
+    cdef int send_frame(self, uint8_t kind, uint64_t seq, uint64_t offset) noexcept nogil
+    cdef int send_bytes(self, const uint8_t *data, size_t size) noexcept nogil

@@ -1,0 +1,235 @@
+"""The receiving side of a link: strict order, acknowledgement of what is done."""
+
+import os
+
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EPROTO, ETIMEDOUT, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memmove
+
+from facade.engine.libc_extra cimport (
+    MSG_NOSIGNAL,
+    SHUT_RDWR,
+    now_ms,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    sock_recv,
+    sock_send,
+    sock_shutdown,
+)
+from facade.engine.link_wire cimport (
+    FRAME_ACK,
+    FRAME_CONTROL,
+    FRAME_ERROR,
+    FRAME_FLUSH,
+    FRAME_FUA,
+    FRAME_NO_HOLE,
+    FRAME_PING,
+    FRAME_WRITE,
+    FRAME_ZERO,
+    HEADER_BYTES,
+    FrameHeader,
+    check_frame,
+    pack_header,
+    unpack_header,
+)
+from facade.engine.volume cimport (
+    IO_FLUSH,
+    IO_FUA,
+    IO_NO_HOLE,
+    IO_WRITE,
+    IO_ZERO,
+    Io,
+    Volume,
+)
+
+from facade.engine.link_wire import pack_frame
+
+cdef enum:
+    CONTROL_ARRIVED = -2
+
+
+cdef class LinkTarget:
+    """Applies what a connected socket brings to `lower`; the caller owns the socket's life."""
+
+    def __cinit__(self):
+        self.buffer = NULL
+        pthread_mutex_init(&self.send_lock, NULL)
+
+    def __init__(self, int fd, Volume lower not None):
+        self.fd = fd
+        self.lower = lower
+        self.buffer = <uint8_t *> malloc(APPLY_BUFFER_BYTES)
+        if self.buffer == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.buffer)
+        pthread_mutex_destroy(&self.send_lock)
+
+    def run(self, on_control) -> int:
+        """Apply frames until the link ends; returns the errno that ended it.
+
+        on_control(payload) is called in order for each control frame, after all before it are
+        applied; what it returns (bytes or None) is sent back as a control frame.
+        """
+        cdef int result
+        cdef FrameHeader header
+        while True:
+            with nogil:
+                result = self.apply_loop()
+            if result != CONTROL_ARRIVED:
+                return result
+            unpack_header(self.buffer + self.start, &header)
+            payload = (<char *> self.buffer)[self.start + HEADER_BYTES:
+                                             self.start + HEADER_BYTES + header.payload_bytes]
+            self.start += HEADER_BYTES + header.payload_bytes
+            self.applied_seq = header.seq
+            answer = on_control(payload)
+            if answer is not None:
+                self.send_control(answer)
+            with nogil:
+                result = self.send_frame(FRAME_ACK, self.applied_seq, 0)
+                self.acked_seq = self.applied_seq
+            if result:
+                return result
+
+    def send_control(self, payload: bytes) -> None:
+        """Send a control frame now, from any thread. Raises OSError."""
+        frame = pack_frame(FRAME_CONTROL, payload)
+        cdef const uint8_t[::1] view = frame
+        cdef int error
+        with nogil:
+            error = self.send_bytes(&view[0], view.shape[0])
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def send_alive(self) -> int:
+        """Repeat the last acknowledgement, so that a long flush is not taken for a dead link.
+
+        Returns 0, or an errno when the link is gone or one frame takes longer than the limit.
+        """
+        cdef int error = 0
+        with nogil:
+            if self.busy and now_ms() - self.busy_since_ms > STUCK_LIMIT_MS:
+                error = ETIMEDOUT
+            else:
+                error = self.send_frame(FRAME_ACK, self.acked_seq, 0)
+        return error
+
+    def stop(self) -> None:
+        """End the link; run() returns."""
+        sock_shutdown(self.fd, SHUT_RDWR)
+
+    cdef int send_bytes(self, const uint8_t *data, size_t size) noexcept nogil:
+        cdef ssize_t n
+        cdef int error = 0
+        pthread_mutex_lock(&self.send_lock)
+        while size and not error:
+            n = sock_send(self.fd, data, size, MSG_NOSIGNAL)
+            if n >= 0:
+                data += n
+                size -= n
+                self.sent_bytes += n
+            elif errno != EINTR:
+                error = ETIMEDOUT if errno == EAGAIN else errno
+        pthread_mutex_unlock(&self.send_lock)
+        return error
+
+    cdef int send_frame(self, uint8_t kind, uint64_t seq, uint64_t offset) noexcept nogil:
+        cdef uint8_t frame[HEADER_BYTES]
+        cdef FrameHeader header
+        header.type = kind
+        header.flags = 0
+        header.seq = seq
+        header.offset = offset
+        header.length = 0
+        header.payload_bytes = 0
+        header.crc = 0
+        pack_header(frame, &header, NULL)
+        return self.send_bytes(frame, HEADER_BYTES)
+
+    cdef int apply_one(self, const FrameHeader *header, uint8_t *payload) noexcept nogil:
+        # 0 or the errno of the volume below; EPROTO for a frame that cannot be.
+        cdef Io io
+        io.flags = IO_FUA if header.flags & FRAME_FUA else 0
+        io.offset = header.offset
+        io.length = header.length
+        io.data = NULL
+        io.complete = NULL
+        io.owner = NULL
+        if header.type == FRAME_PING:
+            return 0
+        if header.type == FRAME_FLUSH:
+            io.op = IO_FLUSH
+            io.offset = 0
+            io.length = 0
+            return self.lower.run(&io)
+        if header.offset > self.lower.size_bytes or \
+                header.length > self.lower.size_bytes - header.offset:
+            return EPROTO
+        if header.type == FRAME_WRITE:
+            if header.payload_bytes != header.length:
+                return EPROTO
+            io.op = IO_WRITE
+            io.data = payload
+        elif header.type == FRAME_ZERO:
+            io.op = IO_ZERO
+            if header.flags & FRAME_NO_HOLE:
+                io.flags |= IO_NO_HOLE
+        else:
+            return EPROTO
+        if header.length == 0:
+            return 0
+        self.applied_bytes += header.length
+        return self.lower.run(&io)
+
+    cdef int apply_loop(self) noexcept nogil:
+        cdef FrameHeader header
+        cdef ssize_t n
+        cdef int error
+        while True:
+            while self.end - self.start >= HEADER_BYTES:
+                if unpack_header(self.buffer + self.start, &header):
+                    return EPROTO
+                if self.end - self.start < HEADER_BYTES + header.payload_bytes:
+                    break
+                if not check_frame(self.buffer + self.start, &header):
+                    return EPROTO
+                if header.seq != self.applied_seq + 1:
+                    return EPROTO
+                if header.type == FRAME_CONTROL:
+                    return CONTROL_ARRIVED
+                self.busy_since_ms = now_ms()
+                self.busy = True
+                error = self.apply_one(&header, self.buffer + self.start + HEADER_BYTES)
+                self.busy = False
+                if error:
+                    self.send_frame(FRAME_ERROR, self.applied_seq, <uint64_t> error)
+                    return error
+                self.applied_seq = header.seq
+                self.start += HEADER_BYTES + header.payload_bytes
+            if self.acked_seq != self.applied_seq:
+                error = self.send_frame(FRAME_ACK, self.applied_seq, 0)
+                if error:
+                    return error
+                self.acked_seq = self.applied_seq
+            if self.start == self.end:
+                self.start = 0
+                self.end = 0
+            elif APPLY_BUFFER_BYTES - self.end < (1 << 20) + HEADER_BYTES:
+                memmove(self.buffer, self.buffer + self.start, self.end - self.start)
+                self.end -= self.start
+                self.start = 0
+            n = sock_recv(self.fd, self.buffer + self.end, APPLY_BUFFER_BYTES - self.end, 0)
+            if n == 0:
+                return ECONNRESET
+            if n < 0:
+                if errno == EINTR:
+                    continue
+                # SO_RCVTIMEO is the link's time-out; the other side pings when it has no data.
+                return ETIMEDOUT if errno == EAGAIN else errno
+            self.received_bytes += n
+            self.end += n

@@ -1,0 +1,140 @@
+"""The volumes that this engine has open: backing file, stack, NBD export."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import urllib.parse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from facade.engine.file_volume import FileVolume
+from facade.engine.nbd_server import NbdServer
+from facade.engine.volume_stack import VolumeStack
+from facade.errors import PathRefused, UnknownVolume, VolumeBusy
+
+SOCKET_PATH_BYTES_MAX: Final = 100
+STOP_TIMEOUT_S: Final = 10.0
+
+
+@dataclass
+class OpenVolume:
+    """A volume under SVI; `sets` are the ids of the sets that use it as data volume."""
+
+    name: str
+    path: Path
+    file: FileVolume
+    stack: VolumeStack
+    server: NbdServer
+    sets: set[str] = field(default_factory=set)
+
+    @property
+    def uri(self) -> str:
+        """The NBD address."""
+        query = urllib.parse.urlencode({"socket": str(self.server.socket_path)}, safe="/")
+        return f"nbd+unix:///{urllib.parse.quote(self.name)}?{query}"
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the volume object of the control socket."""
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "size_bytes": self.stack.size_bytes,
+            "uri": self.uri,
+            "clients": self.server.clients,
+            "sets": sorted(self.sets),
+        }
+
+
+def socket_path(folder: Path, name: str) -> Path:
+    """Where a volume's socket goes: under its name, or a digest where that would be too long."""
+    path = folder / name
+    if len(str(path).encode()) < SOCKET_PATH_BYTES_MAX:
+        return path
+    return folder / hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+class OpenVolumes:
+    """All open volumes of the engine, by name; threads may share it."""
+
+    def __init__(self, nbd_dir: Path, host: str) -> None:
+        """Sockets go to `nbd_dir`, which exists."""
+        self.nbd_dir = nbd_dir
+        self.host = host
+        self._lock = threading.Lock()
+        self._volumes: dict[str, OpenVolume] = {}
+
+    def open(self, name: str, path: Path) -> OpenVolume:
+        """Open and export a volume; the same one again is the one there is.
+
+        Raises PathRefused, VolumeBusy (the file is served by another engine).
+        """
+        with self._lock:
+            known = self._volumes.get(name)
+            if known is not None:
+                if known.path != path:
+                    raise VolumeBusy(volume=name, role="volume", used_by=str(known.path))
+                return known
+            try:
+                file = FileVolume(path, name)
+            except OSError as error:
+                raise PathRefused(path=str(path), reason=error.strerror or str(error)) from error
+            stack = VolumeStack(file, name)
+            server = NbdServer(stack, socket_path(self.nbd_dir, name), name)
+            try:
+                server.start()
+            except OSError as error:
+                file.close()
+                raise PathRefused(
+                    path=str(server.socket_path), reason=error.strerror or str(error)
+                ) from error
+            self._volumes[name] = OpenVolume(name, path, file, stack, server)
+            return self._volumes[name]
+
+    def close(self, name: str) -> None:
+        """Stop exporting a volume; one that is not open is closed already. Raises VolumeBusy."""
+        with self._lock:
+            volume = self._volumes.get(name)
+            if volume is None:
+                return
+            if volume.sets:
+                raise VolumeBusy(volume=name, role="data volume", used_by="a replication set")
+            if volume.server.clients:
+                raise VolumeBusy(
+                    volume=name, role="export", used_by=f"{volume.server.clients} NBD client(s)"
+                )
+            del self._volumes[name]
+            self._end(volume)
+
+    def get(self, name: str) -> OpenVolume:
+        """Return an open volume. Raises UnknownVolume."""
+        with self._lock:
+            volume = self._volumes.get(name)
+        if volume is None:
+            raise UnknownVolume(volume=name, host=self.host)
+        return volume
+
+    def all(self) -> list[OpenVolume]:
+        """Return every open volume, by name."""
+        with self._lock:
+            return [self._volumes[name] for name in sorted(self._volumes)]
+
+    def stop_serving(self) -> None:
+        """End all exports; layers stay, so that what is in flight is answered."""
+        for volume in self.all():
+            volume.server.stop(STOP_TIMEOUT_S)
+
+    def close_all(self) -> None:
+        """Flush and close every volume: the engine stops and its layers are off."""
+        with self._lock:
+            for volume in self._volumes.values():
+                self._end(volume)
+            self._volumes.clear()
+
+    @staticmethod
+    def _end(volume: OpenVolume) -> None:
+        volume.server.stop(STOP_TIMEOUT_S)
+        volume.stack.flush()
+        volume.stack.close()
+        volume.file.close()

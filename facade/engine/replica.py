@@ -1,0 +1,210 @@
+"""One side of a replication set in the engine: its state, its bitmap, its layer, its link.
+
+Locks: `_lock` guards state and flags and is never held while the network is waited for.
+`operation` is held for the whole of an operation that changes the side (sync, log, disable, being
+attached as target), so that there is one at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from typing import Any, Final
+
+from facade.contract.events import Event
+from facade.engine import states
+from facade.engine.bitmap_header import BitmapHeader
+from facade.engine.change_map import ChangeMap
+from facade.engine.job import Job
+from facade.engine.journal import Journal
+from facade.engine.open_volumes import OpenVolume
+from facade.engine.replica_spec import ReplicaSpec
+from facade.engine.replication import ReplicationLayer
+
+log = logging.getLogger("trellis.replica")
+
+OPERATION_WAIT_S: Final = 10.0  # how long a command waits for another one on the same set
+
+
+class Replica:
+    """One side of a set. `enable` engages the layer, `disable` takes it off."""
+
+    def __init__(self, spec: ReplicaSpec, volume: OpenVolume, journal: Journal) -> None:
+        """Take an open volume; nothing happens to it yet."""
+        self.spec = spec
+        self.volume = volume
+        self.journal = journal
+        self.operation = threading.Lock()
+        self.job: Job | None = None
+        self.last_error: dict[str, Any] | None = None
+        self.connected = False
+        self._lock = threading.RLock()
+        self._state = states.DISABLED
+        self._flags: frozenset[str] = frozenset()
+        self.changes = ChangeMap(spec.bitmap_path, volume.file.size_bytes, spec.block_bytes)
+        self.layer = ReplicationLayer(volume.file, self.changes, self._bitmap_failed)
+
+    # ---- what is ----------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """The state of this side."""
+        return self._state
+
+    @property
+    def flags(self) -> frozenset[str]:
+        """The flags of this side."""
+        flags = self._flags
+        return flags | {"volume_failed"} if self.layer.volume_failed else flags
+
+    def dirty_blocks(self) -> int:
+        """Blocks that the other side lacks, as memory has it."""
+        if self._state == states.REPLICATING:
+            return self.changes.active_writes
+        return self.changes.dirty_blocks
+
+    def show(self) -> dict[str, Any]:
+        """Return the set object of the control socket."""
+        job = self.job
+        running = job is not None and not job.ended.is_set()
+        return {
+            "set_id": self.spec.set_id,
+            "name": self.spec.name,
+            "role": self.spec.role,
+            "state": self._state,
+            "flags": sorted(self.flags),
+            "dirty_blocks": self.dirty_blocks(),
+            "block_bytes": self.spec.block_bytes,
+            "progress": job.progress() if job is not None and running else None,
+            "job_id": None if job is None else job.job_id,
+            "last_error": self.last_error,
+            "connected": self.connected,
+        }
+
+    # ---- life -------------------------------------------------------------------------------
+
+    def enable(self, init: str) -> None:
+        """Engage the layer. `init`: `dirty`, `clean` or `resume` (what the bitmap volume says).
+
+        Raises OSError, TimeoutError; then nothing is engaged.
+        """
+        set_id = bytes.fromhex(self.spec.set_id)
+        events: list[Event] = []
+        if init == "resume":
+            flags = self._resume(set_id, events)
+        else:
+            flags = frozenset()
+            # A secondary tracks its own applications' writes only: what it lacks, the primary
+            # knows, so its map begins clean.
+            dirty = init == "dirty" and self.spec.role == "primary"
+            self.changes.format(self._first_header(set_id), dirty)
+        self.volume.stack.set_top(self.layer)
+        with self._lock:
+            self._state = states.LOGGING
+            self._flags = flags
+        for event in events:
+            self.journal.record(event)
+        event = None if init == "resume" else self._event("set_enabled")
+        self.journal.change(self.spec.set_id, self.spec.name, self._state, flags, event)
+
+    def _first_header(self, set_id: bytes) -> BitmapHeader:
+        return BitmapHeader(
+            set_id=set_id,
+            role=self.spec.role,
+            state=states.LOGGING,
+            flags=frozenset(),
+            block_bytes=self.spec.block_bytes,
+            size_bytes=self.changes.size_bytes,
+        )
+
+    def _resume(self, set_id: bytes, events: list[Event]) -> frozenset[str]:
+        why = self.changes.load(set_id)
+        recorded = self.journal.side(self.spec.set_id)
+        flags = recorded[1] if recorded else frozenset()
+        header = self.changes.header
+        if header is not None:
+            flags |= header.flags
+        if "bitmap_failed" in flags and why is None:
+            why = "writing it had failed before the engine stopped"
+            self.changes.fill()
+        if why is not None:
+            events.append(self._event("bitmap_untrusted", reason=why))
+            header = self._first_header(set_id)
+        assert header is not None
+        if "applying" in flags:
+            # Writes applied and not yet flushed may be lost, in any order.
+            flags = flags - {"applying"} | {"sync_needed"}
+            events.append(self._event("sync_needed"))
+        flags -= {"bitmap_failed"}
+        self.changes.sync()
+        self.changes.write_header(header.next(state=states.LOGGING, flags=flags))
+        return flags
+
+    def disable(self) -> None:
+        """Take the layer off; the bitmap's content is given up."""
+        self.volume.stack.set_top(self.volume.file)
+        with self._lock:
+            self._state = states.DISABLED
+        self.journal.forget(self.spec.set_id, self._event("set_disabled"))
+        self.changes.close()
+
+    def close(self) -> None:
+        """Put bits on disk and let go: the engine stops."""
+        self.volume.stack.set_top(self.volume.file)
+        try:
+            self.changes.sync()
+        except OSError as error:
+            log.warning("%s: bitmap not written at the stop: %s", self.spec.name, error)
+        self.changes.close()
+
+    # ---- changes of state -------------------------------------------------------------------
+
+    def change(
+        self,
+        trigger: str,
+        event_name: str | None,
+        add: frozenset[str] = frozenset(),
+        remove: frozenset[str] = frozenset(),
+        **data: Any,
+    ) -> None:
+        """Make a transition: header, then journal with its event, both durable at return.
+
+        Flags that are added are durable before anything that needs them; one that is removed
+        stays until both records agree (the union counts at boot). Raises OSError when the bitmap
+        volume fails; the state in memory has changed all the same.
+        """
+        with self._lock:
+            self._state = states.next_state(self._state, trigger)
+            self._flags = self._flags - remove | add
+            state, flags = self._state, self._flags
+        event = None if event_name is None else self._event(event_name, **data)
+        try:
+            header = self.changes.header or self._first_header(bytes.fromhex(self.spec.set_id))
+            self.changes.write_header(header.next(state=state, flags=flags))
+        finally:
+            self.journal.change(self.spec.set_id, self.spec.name, state, flags, event)
+
+    def record(self, event_name: str, **data: Any) -> None:
+        """Record an event that changes no state."""
+        self.journal.record(self._event(event_name, **data))
+
+    def _event(self, name: str, **data: Any) -> Event:
+        data.setdefault("state", self._state)
+        return self.journal.event(name, self.spec.name, peer=self.spec.peer_host, **data)
+
+    def _bitmap_failed(self, error: int) -> bool:
+        """Called by the data path: put the failure on durable record, once."""
+        with self._lock:
+            if "bitmap_failed" in self._flags:
+                return True
+            flags = self._flags | {"bitmap_failed"}
+            event = self._event("bitmap_failed", reason=os.strerror(error))
+            try:
+                self.journal.change(self.spec.set_id, self.spec.name, self._state, flags, event)
+            except sqlite3.Error as failure:
+                log.error("%s: bitmap and journal fail: %s", self.spec.name, failure)
+                return False
+            self._flags = flags
+            return True

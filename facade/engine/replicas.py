@@ -1,0 +1,249 @@
+"""All sides of replication sets in this engine, and the operations on them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from facade.contract.errors import TrellisError
+from facade.engine.job import RUNNING, Job
+from facade.engine.journal import Journal
+from facade.engine.link_connection import LinkConnection
+from facade.engine.link_errors import PeerNotReady
+from facade.engine.open_volumes import OpenVolumes
+from facade.engine.replica import OPERATION_WAIT_S, Replica
+from facade.engine.replica_source import Source, SyncRequest
+from facade.engine.replica_spec import ReplicaSpec
+from facade.engine.replica_target import Target
+from facade.errors import (
+    PathRefused,
+    SetBusy,
+    SetNotEnabled,
+    UnknownJob,
+    VolumeBusy,
+)
+
+log = logging.getLogger("trellis.replicas")
+
+COMMAND_REASON: Final = "by command"
+
+
+class Replicas:
+    """The sides that are enabled here, by set id; threads may share it."""
+
+    def __init__(self, volumes: OpenVolumes, journal: Journal, secret: str, host: str) -> None:
+        """Start with none."""
+        self.volumes = volumes
+        self.journal = journal
+        self.secret = secret
+        self.host = host
+        self._lock = threading.Lock()
+        self._replicas: dict[str, Replica] = {}
+        self._sources: dict[str, Source] = {}
+        self._targets: dict[str, Target] = {}
+
+    # ---- which there are ----------------------------------------------------------------------
+
+    def get(self, set_id: str) -> Replica:
+        """Return an enabled side. Raises SetNotEnabled."""
+        with self._lock:
+            replica = self._replicas.get(set_id)
+        if replica is None:
+            raise SetNotEnabled(name=set_id, host=self.host)
+        return replica
+
+    def all(self) -> list[Replica]:
+        """Return every enabled side."""
+        with self._lock:
+            return list(self._replicas.values())
+
+    @contextmanager
+    def _operation(self, replica: Replica, name: str) -> Iterator[None]:
+        if not replica.operation.acquire(timeout=OPERATION_WAIT_S):
+            raise SetBusy(name=replica.spec.name, operation=name)
+        try:
+            yield
+        finally:
+            replica.operation.release()
+
+    # ---- enable and disable ---------------------------------------------------------------------
+
+    def enable(self, spec: ReplicaSpec, init: str, bitmap: str | None) -> Replica:
+        """Engage a side; the same one again is the one there is.
+
+        `bitmap` names the bitmap's volume when it has one: nobody else writes it from now on.
+        Raises VolumeBusy, BitmapTooSmall, PathRefused, UnknownVolume.
+        """
+        with self._lock:
+            known = self._replicas.get(spec.set_id)
+            if known is not None:
+                return known
+            volume = self.volumes.get(spec.volume)
+            if volume.sets:
+                raise VolumeBusy(volume=spec.volume, role="data volume", used_by="another set")
+            try:
+                replica = Replica(spec, volume, self.journal)
+                replica.enable(init)
+            except OSError as error:
+                raise PathRefused(
+                    path=str(spec.bitmap_path), reason=error.strerror or str(error)
+                ) from error
+            volume.sets.add(spec.set_id)
+            if bitmap is not None:
+                holder = self.volumes.get(bitmap)
+                holder.stack.set_read_only(True)
+                holder.sets.add(spec.set_id)
+            self._replicas[spec.set_id] = replica
+            return replica
+
+    def update(self, spec: ReplicaSpec) -> Replica:
+        """Take over what may change while a set is enabled. Raises SetNotEnabled."""
+        replica = self.get(spec.set_id)
+        replica.spec = spec
+        return replica
+
+    def disable(self, set_id: str) -> None:
+        """Take a side off; one that is not enabled is off already."""
+        with self._lock:
+            replica = self._replicas.get(set_id)
+        if replica is None:
+            return
+        self._end_link(replica, "the set is disabled")
+        with self._operation(replica, "disable"), self._lock:
+            if self._replicas.pop(set_id, None) is None:
+                return
+            replica.disable()
+            self._release_volumes(set_id)
+
+    def _release_volumes(self, set_id: str) -> None:
+        for volume in self.volumes.all():
+            if set_id in volume.sets:
+                volume.sets.discard(set_id)
+                volume.stack.set_read_only(False)
+
+    # ---- synchronise and log --------------------------------------------------------------------
+
+    def sync(self, set_id: str, request: SyncRequest) -> Job:
+        """Start a synchronisation of a primary; the job runs on by itself.
+
+        Raises SetNotEnabled, SetBusy, PeerNotReady.
+        """
+        replica = self.get(set_id)
+        with self._operation(replica, "sync"):
+            if replica.spec.role != "primary":
+                raise PeerNotReady(
+                    host=self.host,
+                    name=replica.spec.name,
+                    reason="a synchronisation is started on its primary host",
+                )
+            if replica.job is not None and replica.job.state == RUNNING:
+                raise SetBusy(name=replica.spec.name, operation="a synchronisation")
+            if replica.state != "logging":
+                raise PeerNotReady(
+                    host=self.host,
+                    name=replica.spec.name,
+                    reason=f"it is {replica.state}; put it into logging first",
+                )
+            old = self._sources.pop(set_id, None)
+            if old is not None:
+                old.stop("a new link begins")
+            source = Source(replica, self.secret, self.host)
+            job = Job(set_id, request.kind)
+            replica.job = job
+            self._sources[set_id] = source
+            self.journal.put_job(job.to_wire())
+        threading.Thread(
+            target=source.run, args=(job, request), name=f"sync:{replica.spec.name}", daemon=True
+        ).start()
+        return job
+
+    def log(self, set_id: str) -> Replica:
+        """End the link of a side; changes are only tracked from then on."""
+        replica = self.get(set_id)
+        self._end_link(replica, COMMAND_REASON)
+        return replica
+
+    def _end_link(self, replica: Replica, reason: str) -> None:
+        """End whatever link the side has, in order where the other side still listens."""
+        set_id = replica.spec.set_id
+        target = self._targets.get(set_id)
+        if target is not None:
+            target.leave(reason)
+            target.ended.wait(OPERATION_WAIT_S)
+            with self._operation(replica, reason):
+                return
+        job, source = replica.job, self._sources.get(set_id)
+        if job is not None and job.state == RUNNING:
+            job.cancelled.set()
+            job.ended.wait(OPERATION_WAIT_S)
+        if source is not None:
+            source.leave(reason)
+
+    def serve(self, connection: LinkConnection, set_id: str) -> None:
+        """Body of an incoming link's thread."""
+        try:
+            replica = self.get(set_id)
+            if connection.host != replica.spec.peer_host:
+                raise PeerNotReady(
+                    host=self.host,
+                    name=replica.spec.name,
+                    reason=f"its other side is {replica.spec.peer_host}",
+                )
+        except TrellisError as error:
+            connection.refuse(error)
+            return
+        # A source that comes again has given up its old link, whether we know it yet or not.
+        old = self._targets.get(set_id)
+        if old is not None and old.link is not None:
+            old.link.stop()
+        try:
+            with self._operation(replica, "link"):
+                target = Target(replica, connection, self.host)
+                self._targets[set_id] = target
+                try:
+                    target.run()
+                finally:
+                    self._targets.pop(set_id, None)
+        except TrellisError as error:
+            connection.refuse(error)
+
+    # ---- jobs -----------------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return a job, running or on record. Raises UnknownJob."""
+        for replica in self.all():
+            if replica.job is not None and replica.job.job_id == job_id:
+                return replica.job.to_wire()
+        record = self.journal.job(job_id)
+        if record is None:
+            raise UnknownJob(job=job_id, host=self.host)
+        return record
+
+    def jobs(self, set_id: str | None) -> list[dict[str, Any]]:
+        """Return the jobs on record, live ones as they stand now."""
+        live = {r.job.job_id: r.job.to_wire() for r in self.all() if r.job is not None}
+        return [live.get(record["job_id"], record) for record in self.journal.jobs(set_id)]
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Cancel a job; one that has ended stays as it ended. Raises UnknownJob."""
+        for replica in self.all():
+            job = replica.job
+            if job is not None and job.job_id == job_id:
+                job.cancelled.set()
+                job.ended.wait(OPERATION_WAIT_S)
+                return job.to_wire()
+        return self.job(job_id)
+
+    # ---- the end of the engine --------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End every link and take every layer off, bits durable: the engine stops."""
+        for replica in self.all():
+            try:
+                self._end_link(replica, "the engine stops")
+                replica.close()
+            except Exception:
+                log.exception("%s at the stop", replica.spec.name)

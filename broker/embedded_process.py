@@ -68,6 +68,7 @@ class ChildProcess:
         cwd: Path | None = None,
         stdin_bytes: bytes | None = None,
         detached: bool = False,
+        pass_descriptors: Sequence[int] = (),
     ) -> None:
         self.argv = list(argv)
         self.env = dict(env)
@@ -75,6 +76,7 @@ class ChildProcess:
         self.cwd = cwd
         self.stdin_bytes = stdin_bytes
         self.detached = detached
+        self.pass_descriptors = tuple(pass_descriptors)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -95,6 +97,7 @@ class ChildProcess:
                 stdout=descriptor,
                 stderr=descriptor,
                 start_new_session=True,
+                pass_fds=self.pass_descriptors,
                 preexec_fn=None if self.detached else _death_request(os.getpid()),
             )
         finally:

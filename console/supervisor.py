@@ -11,6 +11,7 @@ Engines go on, and are adopted by the next `up` or ended by `down`.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,12 +19,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from broker.definitions import OPS_USER, definitions
 from broker.embedded import EmbeddedBroker, EmbeddedRedis
 from broker.embedded_plan import LOOPBACK, BrokerPorts
+from broker.embedded_process import ChildProcess, tail
 from console.supervisor_errors import (
+    ChildFailed,
     NothingToTakeDown,
     ProgramMissing,
     WouldNotEnd,
@@ -67,6 +70,7 @@ from console.supervisor_record import (
     write_record,
 )
 from console.supervisor_run import StopRequested, Supervisor, child_environment
+from facade.contract.errors import TrellisError, error_from_wire
 
 DEFAULT_DIRECTORY: Final = ".trellis"
 OLD_MANAGERS_GRACE_S: Final = 30.0
@@ -118,6 +122,48 @@ def up(
         lock.release()
 
 
+def up_detached(
+    directory: Path, hosts: Sequence[str] = (), advertise: Sequence[str] = ()
+) -> tuple[Federation, Paths]:
+    """Bring a federation up in a process of its own; returns when every bean answers.
+
+    The same arguments and errors as `up`; Ctrl-C while it waits takes the new federation down.
+    """
+    paths = paths_of(directory)
+    make_directory(paths.directory)
+    for folder in (paths.run, paths.log):
+        private_dir(folder)
+    reader, writer = os.pipe()
+    argv = [sys.executable, "-m", "console.supervisor_main", "--dir", str(paths.directory)]
+    argv += [part for host in hosts for part in ("--host", host)]
+    argv += [part for text in advertise for part in ("--advertise", text)]
+    child = ChildProcess(
+        [*argv, "--report", str(writer)],
+        os.environ,
+        paths.log_file("supervisor"),
+        cwd=paths.directory,
+        detached=True,
+        pass_descriptors=(writer,),
+    )
+    try:
+        child.start()
+    finally:
+        os.close(writer)
+    try:
+        with os.fdopen(reader, encoding="utf-8") as pipe:
+            answer = json.loads(pipe.readline() or "null")
+    except BaseException:
+        child.stop(DOWN_TIMEOUT_S)
+        raise
+    if answer is None or "error" in answer:
+        child.wait(DOWN_TIMEOUT_S)
+        raise _detached_error(answer, child)
+    federation = read_record(paths)
+    if federation is None:
+        raise NothingToTakeDown(directory=str(paths.directory))
+    return federation, paths
+
+
 def down(directory: Path) -> None:
     """End the federation: its supervisor and with it everything; or, if that is gone, the engines.
 
@@ -159,6 +205,18 @@ def make_supervisor(federation: Federation, paths: Paths) -> Supervisor:
     )
     managers.append(_flower(federation, paths))
     return Supervisor(federation, paths, [*infrastructure, sink], engines, managers)
+
+
+def _detached_error(answer: dict[str, Any] | None, child: ChildProcess) -> TrellisError:
+    if answer is not None:
+        return error_from_wire(answer["error"])
+    said = tail(child.log_path).splitlines()
+    return ChildFailed(
+        name="the supervisor",
+        status=child.poll(),
+        reason=said[-1] if said else "it said nothing",
+        log=str(child.log_path),
+    )
 
 
 def _engine(federation: Federation, paths: Paths, host: str) -> EnginePart:

@@ -19,16 +19,19 @@ For the console (on any host of the set; each is forwarded to the primary's host
 For the replication bean of the other host (leaves, idempotent by `set_id`):
 
     peer_check    name, role, volume, bitmap, size_bytes, block_bytes   SideFacts
-    peer_create   side (SideOrder)                                      PeerSet
-    peer_undo     set_id                                                -
-    peer_enable   set_id, init                                          PeerSet
+    peer_create   side (SideOrder)                                      -
+    peer_undo     set_id, release                                       -
+    peer_enable   set_id, init                                          -
     peer_disable  set_id                                                -
     peer_delete   set_id                                                -
-    peer_log      set_id                                                PeerSet
+    peer_log      set_id                                                -
     peer_show     set_ids                                               [PeerSet]
+    peer_job      job_id, operation (job|cancel)                        Job
 """
 
-from marshmallow import fields, validate
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate, validates_schema
 
 from beans.schemas import Strict
 
@@ -84,6 +87,24 @@ class JobArgs(Strict):
 
     name = fields.String(load_default=None, allow_none=True)
     job_id = fields.String(load_default=None, allow_none=True)
+
+    @validates_schema
+    def _just_one(self, data: dict[str, Any], **_: Any) -> None:
+        if (data.get("name") is None) == (data.get("job_id") is None):
+            raise ValidationError("give either name or job_id")
+
+
+class PeerJobArgs(Strict):
+    """Which job, and what to do with it."""
+
+    job_id = fields.String(required=True)
+    operation = fields.String(required=True, validate=validate.OneOf(["job", "cancel"]))
+
+
+class FollowArgs(Strict):
+    """Which job to follow."""
+
+    job_id = fields.String(required=True)
 
 
 class Side(Strict):
@@ -171,6 +192,7 @@ class SideFacts(Strict):
     volume = fields.String(required=True)
     size_bytes = fields.Integer(required=True, strict=True)
     link = fields.String(required=True)  # address that the other engine dials
+    release = fields.List(fields.String(), required=True)  # volumes not under control yet
 
 
 class SideOrder(Strict):
@@ -194,6 +216,13 @@ class SetIdArgs(Strict):
     """Names a set by its id, which no other set ever has."""
 
     set_id = fields.String(required=True)
+
+
+class UndoArgs(Strict):
+    """Which set was not made after all, and which volumes go out of control again."""
+
+    set_id = fields.String(required=True)
+    release = fields.List(fields.String(), required=True)
 
 
 class EnableArgs(Strict):

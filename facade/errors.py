@@ -7,7 +7,8 @@ TrellisError
                     UnknownJob SetDiffers
   Unsupported       asked for what this version does not do
   StoreError        StoreDamaged StoreFull StoreUnavailable StoreVersion
-  UnreachableError  EngineUnreachable EngineSilent PeerUnreachable
+  UnreachableError  EngineUnreachable EngineSilent
+                        SideUnreachable PeerUnreachable
   ProtocolBroken    an answer of the engine that is no answer
 """
 
@@ -145,7 +146,7 @@ class SetDiffers(SetError):
 
     code = "set_differs"
     message = "The set {name} on {host} is not the one that {peer} has under that name."
-    hint = "Delete it on the host where it is left over: `trellis replica delete {name} --force`."
+    hint = "Delete it where it is left over: `trellis replica delete {name} --host {host}`."
 
 
 class SameHost(SetError):
@@ -220,15 +221,15 @@ class EngineUnreachable(UnreachableError):
     """No engine answers on the control socket."""
 
     code = "engine_unreachable"
-    message = "The engine of this host does not run: nothing answers on {socket}."
-    hint = "Start `trellis-engine`, or `trellis up` where it made this federation."
+    message = "The engine of {host} does not run: nothing answers on {socket}."
+    hint = "Start `trellis-engine` there, or `trellis up` where it made this federation."
 
 
 class EngineGone(UnreachableError):
     """The engine ended, or was restarted, while it was asked."""
 
     code = "engine_gone"
-    message = "The engine of this host ended while it was asked for {method}."
+    message = "The engine of {host} ended while it was asked for {method}."
     hint = "It may have done it: look with `trellis replica show` before you repeat the command."
 
 
@@ -236,7 +237,7 @@ class EngineSilent(UnreachableError):
     """The engine took the request and did not answer in time; it may still do it."""
 
     code = "engine_silent"
-    message = "The engine did not answer {method} within {timeout_s} seconds."
+    message = "The engine of {host} did not answer {method} within {timeout_s} seconds."
     hint = "It may still do it: look with `trellis replica show` before you repeat the command."
 
 
@@ -246,6 +247,14 @@ class ProtocolBroken(TrellisError):
     code = "protocol_broken"
     message = "The engine's answer to {method} cannot be understood: {reason}."
     hint = "Engine and beans may be of different versions: restart both."
+
+
+class SideUnreachable(UnreachableError):
+    """The engine of one of the hosts of a set cannot be asked, so nothing was begun."""
+
+    code = "side_unreachable"
+    message = "Nothing was done for {name}: {reason}"
+    hint = "Start `trellis-engine` on {host}, then repeat the command."
 
 
 class PeerUnreachable(UnreachableError):

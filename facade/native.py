@@ -30,6 +30,8 @@ class EngineClient:
 
     def __init__(self, where: Settings | Path) -> None:
         """Take the settings, or the host's run folder."""
+        named = isinstance(where, Settings) and where.host.name
+        self.host = named or "this host"
         folder = where.host.run_dir if isinstance(where, Settings) else where
         self.socket_path = folder / SOCKET_NAME
         self._ids = itertools.count(1)
@@ -56,7 +58,7 @@ class EngineClient:
         try:
             connection.connect(str(self.socket_path))
         except OSError as error:
-            raise EngineUnreachable(socket=str(self.socket_path)) from error
+            raise EngineUnreachable(host=self.host, socket=str(self.socket_path)) from error
 
     def _exchange(
         self, connection: socket.socket, raw: bytes, method: str, timeout_s: float
@@ -68,18 +70,18 @@ class EngineClient:
             while not answer.endswith(b"\n"):
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    raise EngineSilent(method=method, timeout_s=timeout_s)
+                    raise EngineSilent(host=self.host, method=method, timeout_s=timeout_s)
                 connection.settimeout(left_s)
                 piece = connection.recv(_READ_BYTES)
                 if not piece:
-                    raise EngineGone(method=method)
+                    raise EngineGone(host=self.host, method=method)
                 answer += piece
                 if len(answer) > LINE_BYTES_MAX:
                     raise ProtocolBroken(method=method, reason="it is too long")
         except TimeoutError as error:
-            raise EngineSilent(method=method, timeout_s=timeout_s) from error
+            raise EngineSilent(host=self.host, method=method, timeout_s=timeout_s) from error
         except OSError as error:
-            raise EngineGone(method=method) from error
+            raise EngineGone(host=self.host, method=method) from error
         return bytes(answer)
 
 

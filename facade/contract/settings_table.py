@@ -129,6 +129,12 @@ def _url(*schemes: str) -> Callable[[str, str], str]:
     return parse
 
 
+def _redis(raw: str, source: str) -> str:
+    if raw.startswith("redis+socket:///"):
+        return raw
+    return _url("redis", "rediss")(raw, source)
+
+
 def _smtp(raw: str, source: str) -> str:
     return _url("smtp", "smtps")(raw if "://" in raw else f"smtp://{raw}", source)
 
@@ -147,7 +153,7 @@ PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "address": _address,
     "secret": _secret,
     "urls": _url("amqp", "amqps"),
-    "redis": _url("redis", "rediss"),
+    "redis": _redis,
     "smtp": _smtp,
     "mailbox": _mailbox,
     "mailboxes": _mailbox,
@@ -239,7 +245,7 @@ _TABLE: Final = (
         "redis",
         "url",
         "redis",
-        "Redis: results and progress.",
+        "Redis: results and progress; `redis://`, `rediss://` or `redis+socket:///PATH?password=...`.",
         "TRELLIS_REDIS_URL",
         "",
         required_for="beans answer calls through a Redis server",

@@ -17,15 +17,14 @@ from console.console import Console
 from console.errors import EXIT_INTERRUPTED, from_click, report
 from facade.contract.errors import InternalError, TrellisError
 
-DEBUG_VARIABLE = "TRELLIS_DEBUG"
-
 
 def _take_json(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         context.ensure_object(Console).json = True
 
 
-def _take_host(context: click.Context, _: click.Parameter, value: Any) -> None:
+def take_host(context: click.Context, _: click.Parameter, value: Any) -> None:
+    """Callback of every `--host`: the names stand in `Console.named_hosts`, in their order."""
     names = (value,) if isinstance(value, str) else value or ()
     context.ensure_object(Console).named_hosts.extend(names)
 
@@ -43,7 +42,7 @@ def common_options(many_hosts: bool = False) -> list[click.Parameter]:
             metavar="HOST",
             multiple=many_hosts,
             expose_value=False,
-            callback=_take_host,
+            callback=take_host,
             help="Act on HOST in place of this host.",
         ),
         click.Option(
@@ -80,7 +79,8 @@ class Group(click.Group):
     command_class = Command
 
     def __init__(self, *args: Any, lazy: Mapping[str, str] | None = None, **kwargs: Any) -> None:
-        """`lazy`: command name to `module:attribute|help line`."""
+        """`lazy`: command name to `module:attribute|help line`; the attribute is the command, or
+        a mapping that holds it by its name. Without a help line the command's own is shown."""
         super().__init__(*args, **kwargs)
         self.params = self.params + common_options()
         self._lazy = dict(lazy or {})
@@ -94,17 +94,18 @@ class Group(click.Group):
         entry = self._lazy.get(cmd_name)
         if entry is None:
             return super().get_command(ctx, cmd_name)
-        module, attribute = entry.split("|", 1)[0].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        module, attribute = entry.partition("|")[0].split(":")
+        found = getattr(importlib.import_module(module), attribute)
+        command: click.Command = found[cmd_name] if isinstance(found, Mapping) else found
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands; a lazy one's line comes from the table, without importing it."""
         rows = []
         for name in self.list_commands(ctx):
-            entry = self._lazy.get(name)
-            if entry is not None:
-                rows.append((name, entry.split("|", 1)[1]))
+            line = self._lazy.get(name, "").partition("|")[2]
+            if line:
+                rows.append((name, line))
                 continue
             command = self.get_command(ctx, name)
             if command is not None and not command.hidden:
@@ -125,7 +126,7 @@ class Outcome:
 
 
 def run(
-    command: click.Command | Callable[[Sequence[str], Console], object],
+    command: click.Command | Callable[[str, Sequence[str], Console], object],
     name: str,
     arguments: Sequence[str] | None = None,
     environ: Mapping[str, str] | None = None,
@@ -151,21 +152,20 @@ def _run(command: Any, name: str, given: list[str], console: Console) -> int:
         if isinstance(command, click.Command):
             result = command.main(given, prog_name=name, obj=console, standalone_mode=False)
         else:
-            result = command(given, console)
+            result = command(name, given, console)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
     except click.ClickException as error:
         return report(from_click(error), console.json)
     except click.Abort:
-        click.echo("error: interrupted", err=True)
         return EXIT_INTERRUPTED
     except TrellisError as error:
         return report(error, console.json)
     except (KeyboardInterrupt, BrokenPipeError):
         raise
     except Exception as error:
-        if console.environ.get(DEBUG_VARIABLE):
+        if sys.flags.dev_mode:
             raise
         return report(InternalError(kind=type(error).__name__, text=str(error)), console.json)
     if isinstance(result, Outcome):

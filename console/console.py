@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from console import output
-from console.errors import ConfirmationNeeded, HostUnknown, NoFederation
+from console.errors import ConfirmationNeeded, HostUnknown, NoFederation, NotConfirmed
 from facade.contract.names import check_host
 
 if TYPE_CHECKING:
     from beans.proxy import Federation
-
     from facade.contract.settings import Settings
 
 DEFAULT_DIRECTORY = ".trellis"
@@ -37,17 +36,21 @@ class Console:
         """The federation's folder, whether it exists or not."""
         return Path(self.environ.get("TRELLIS_DIR") or DEFAULT_DIRECTORY)
 
+    @property
+    def in_embedded(self) -> bool:
+        """True when the settings are those of a federation made by `trellis up`."""
+        if self.config_path is not None:
+            return False
+        return self._config_variable() is None or bool(self.environ.get("TRELLIS_DIR"))
+
     @cached_property
     def settings(self) -> Settings:
         """This host's settings. Raises NoFederation, SettingsInvalid."""
         from facade.contract import settings
 
-        path = self._settings_path()
-        environ = dict(self.environ)
-        if self.config_path is None and path != self._config_variable():
-            # A federation's own file says it all; variables meant for one host would hide it.
-            environ = {}
-        return settings.load(path, environ)
+        # A federation's own file says it all; variables meant for one host would hide it.
+        environ = {} if self.in_embedded else self.environ
+        return settings.load(self._settings_path(), environ)
 
     @cached_property
     def this_host(self) -> str:
@@ -80,13 +83,13 @@ class Console:
             output.emit(text)
 
     def confirm(self, action: str, yes: bool, option: str = "--yes") -> None:
-        """Ask before something is destroyed. Raises ConfirmationNeeded, click.Abort."""
+        """Ask before something is destroyed. Raises ConfirmationNeeded, NotConfirmed."""
         if yes:
             return
         if self.json or not output.on_terminal():
             raise ConfirmationNeeded(action=action, option=option)
         if not click.confirm(f"{action}. Go on?", err=True):
-            raise click.Abort
+            raise NotConfirmed(action=action)
 
     def close(self) -> None:
         """Give back the connections that were opened."""
@@ -102,7 +105,7 @@ class Console:
         if self.config_path is not None:
             return self.config_path
         variable = self._config_variable()
-        if variable is not None and not self.environ.get("TRELLIS_DIR"):
+        if variable is not None and not self.in_embedded:
             return variable
         from console.place import host_settings, hosts_of
 

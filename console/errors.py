@@ -1,11 +1,11 @@
 """What goes wrong on the upper tier, and how any error reaches the person who typed the command.
 
     UsageError
-      WrongUsage  ConfirmationNeeded  NoMeaningHere  VolumeSpecWrong
+      WrongUsage  ConfirmationNeeded  NoMeaningHere  ListUnreadable  VolumeSpecWrong
     UnreachableError
-      NoFederation  SyncNotFollowed
+      NoFederation  HostUnknown  NoMailSink  SyncNotFollowed
     TrellisError
-      HostUnknown  SyncFailed  WaitFailed
+      NotConfirmed  SyncFailed  WaitFailed
 
 Exit status: 1 for a refusal or failure, 2 for wrong usage, 3 when nobody is there to answer.
 """
@@ -18,7 +18,13 @@ import sys
 import click
 
 from console.output import printable
-from facade.contract.errors import TrellisError, UnreachableError, UsageError, error_to_wire
+from facade.contract.errors import (
+    TrellisError,
+    UnreachableError,
+    UsageError,
+    error_from_wire,
+    error_to_wire,
+)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -41,12 +47,27 @@ class ConfirmationNeeded(UsageError):
     hint = "Give {option} to go ahead without a question."
 
 
+class NotConfirmed(TrellisError):
+    """The person who was asked said no."""
+
+    code = "not_confirmed"
+    message = "{action}: not done, because it was not confirmed."
+
+
 class NoMeaningHere(UsageError):
     """An option of the predecessor that this system does not have."""
 
     code = "no_meaning_here"
     message = "{command} {option}: {reason}."
     hint = "See `{command} -h` for the options that work here."
+
+
+class ListUnreadable(UsageError):
+    """A file with a list of sets or volumes cannot be read."""
+
+    code = "list_unreadable"
+    message = "The list {path} cannot be read: {reason}."
+    hint = "It is a text file, one entry a line, # before a comment."
 
 
 class VolumeSpecWrong(UsageError):
@@ -66,6 +87,14 @@ class NoFederation(UnreachableError):
         "Start one with `trellis up`, say where one is with TRELLIS_DIR, or name this host's "
         "settings file with --config or TRELLIS_CONFIG."
     )
+
+
+class NoMailSink(UnreachableError):
+    """The federation's folder has no mail sink."""
+
+    code = "no_mail_sink"
+    message = "There is no mail sink in {directory}."
+    hint = "Only a federation made by `trellis up` has one; elsewhere mails go to [mail] smtp."
 
 
 class SyncNotFollowed(UnreachableError):
@@ -103,6 +132,18 @@ class HostUnknown(UnreachableError):
     hint = "Check the spelling with `trellis host list`; a host that is down is listed once seen."
 
 
+def unsupported(what: str, why: str, instead: str) -> TrellisError:
+    """The error for what this version does not do, the same that a bean gives."""
+    return error_from_wire(
+        {
+            "code": "unsupported",
+            "message": f"{what} is not possible in this version: {why}.",
+            "hint": instead,
+            "data": {"what": what, "why": why, "instead": instead},
+        }
+    )
+
+
 def from_click(error: click.ClickException) -> TrellisError:
     """Return click's complaint about the command line as an error of ours."""
     sentence = error.format_message().strip().rstrip(".") or "The command is not complete"
@@ -120,5 +161,3 @@ def report(error: TrellisError, as_json: bool) -> int:
         text = f"error: {error.code}: {sentence}"
     click.echo(text, file=sys.stderr)
     return error.exit_status
-
-

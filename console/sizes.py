@@ -45,7 +45,7 @@ def human_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """The click type of an option such as `--size 64M`; its value is in bytes."""
 
     name = "size"

@@ -1,7 +1,7 @@
 """What keeps a mail from being sent.
 
-    TrellisError
-      MailServerAway       nobody took it; the same mail is tried again
+TrellisError
+  MailServerAway       nobody took it; the same mail is tried again
 """
 
 from __future__ import annotations

@@ -101,8 +101,10 @@ class Ledger:
         """Enter that the mail server has accepted the mail for these."""
         at = datetime.now(UTC).isoformat()
         self._write(
-            [("INSERT OR IGNORE INTO told VALUES (?, ?, ?)", (event_id, name, at))
-             for name in recipients]
+            [
+                ("INSERT OR IGNORE INTO told VALUES (?, ?, ?)", (event_id, name, at))
+                for name in recipients
+            ]
         )
 
     def done(self, event_id: str) -> None:
@@ -112,18 +114,27 @@ class Ledger:
     def put_off(self, event_id: str, due_at_s: float, reason: str) -> None:
         """Count a try that did not reach everybody, and say when the next one is due."""
         self._write(
-            [("UPDATE inbox SET due_at = ?, tries = tries + 1, reason = ? WHERE event_id = ?",
-              (due_at_s, reason, event_id))]
+            [
+                (
+                    "UPDATE inbox SET due_at = ?, tries = tries + 1, reason = ? WHERE event_id = ?",
+                    (due_at_s, reason, event_id),
+                )
+            ]
         )
 
     def give_up(self, event_id: str, reason: str) -> None:
         """Try no more, but keep the event to be looked at."""
         self._write(
             [
-                ("UPDATE inbox SET given_up = 1, reason = ? WHERE event_id = ?",
-                 (reason, event_id)),
-                ("DELETE FROM inbox WHERE number IN (SELECT number FROM inbox WHERE given_up = 1"
-                 " ORDER BY number DESC LIMIT -1 OFFSET ?)", (GIVEN_UP_MAX,)),
+                (
+                    "UPDATE inbox SET given_up = 1, reason = ? WHERE event_id = ?",
+                    (reason, event_id),
+                ),
+                (
+                    "DELETE FROM inbox WHERE number IN (SELECT number FROM inbox WHERE given_up = 1"
+                    " ORDER BY number DESC LIMIT -1 OFFSET ?)",
+                    (GIVEN_UP_MAX,),
+                ),
             ]
         )
 

@@ -38,8 +38,9 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | No
     parser = argparse.ArgumentParser(
         prog="trellis-notifier", description="Sends mail about the events of a federation."
     )
-    parser.add_argument("--config", type=Path, metavar="FILE",
-                        help="settings file (default: TRELLIS_CONFIG)")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings file (default: TRELLIS_CONFIG)"
+    )
     given = parser.parse_args(arguments)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"

@@ -53,7 +53,5 @@ def fits(pattern: str, key: str) -> bool:
         if part == "#":
             reached = set(range(min(reached), len(words) + 1)) if reached else set()
         else:
-            reached = {
-                at + 1 for at in reached if at < len(words) and part in ("*", words[at])
-            }
+            reached = {at + 1 for at in reached if at < len(words) and part in ("*", words[at])}
     return len(words) in reached

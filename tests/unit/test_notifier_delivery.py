@@ -71,14 +71,30 @@ def free_port() -> int:
 
 
 def event(number: int = 1) -> Event:
-    return Event(f"id{number}", "2026-01-02T03:04:05Z", "host_a", "replication", "set1", "warning",
-                 "link_lost", {}, f"Text number {number}.", "")
+    return Event(
+        f"id{number}",
+        "2026-01-02T03:04:05Z",
+        "host_a",
+        "replication",
+        "set1",
+        "warning",
+        "link_lost",
+        {},
+        f"Text number {number}.",
+        "",
+    )
 
 
 def delivery(folder: Path, url: str, recipients: tuple[str, ...] = (A, B)) -> Delivery:
-    return Delivery(default_rules(recipients), Ledger(folder / "notifier.db"),
-                    MailServer(url, timeout_s=5.0), "trellis@site.example", "d1",
-                    retry_first_s=0.02, retry_max_s=0.1)
+    return Delivery(
+        default_rules(recipients),
+        Ledger(folder / "notifier.db"),
+        MailServer(url, timeout_s=5.0),
+        "trellis@site.example",
+        "d1",
+        retry_first_s=0.02,
+        retry_max_s=0.1,
+    )
 
 
 @pytest.fixture

@@ -91,13 +91,29 @@ def test_message_id_of_a_strange_id_is_a_digest() -> None:
 @pytest.mark.parametrize("field", ["subject", "host", "severity", "name", "service", "id"])
 @pytest.mark.parametrize(
     "poison",
-    ["x\r\nBcc: thief@evil.example", "x\nBcc: thief@evil.example", "x\r\n\r\n<b>hi</b>",
-     "x\x00\x1b[2J\u2028Bcc: thief@evil.example", "\ud800", "x" * 5000],
+    [
+        "x\r\nBcc: thief@evil.example",
+        "x\nBcc: thief@evil.example",
+        "x\r\n\r\n<b>hi</b>",
+        "x\x00\x1b[2J\u2028Bcc: thief@evil.example",
+        "\ud800",
+        "x" * 5000,
+    ],
 )
 def test_hostile_event_adds_no_header(field: str, poison: str) -> None:
     parsed = mail(**{field: poison})
-    allowed = {"From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "X-Trellis-Event",
-               "MIME-Version", "Content-Type", "Content-Transfer-Encoding"}
+    allowed = {
+        "From",
+        "To",
+        "Subject",
+        "Date",
+        "Message-ID",
+        "Auto-Submitted",
+        "X-Trellis-Event",
+        "MIME-Version",
+        "Content-Type",
+        "Content-Transfer-Encoding",
+    }
     assert set(parsed.keys()) <= allowed
     assert parsed["To"] == "ops@site.example"
     assert len(str(parsed["Subject"])) <= SUBJECT_CHARACTERS_MAX

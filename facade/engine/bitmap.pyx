@@ -153,13 +153,11 @@ cdef class Bitmap:
         return why
 
     def _read_bits(self) -> str | None:
-        cdef uint8_t[::1] view
         data = b""
-        offset = BITS_OFFSET_BYTES
         cdef uint64_t at = 0
         while at < self.words * 8:
             try:
-                data = os.pread(self.fd, min(1 << 20, self.words * 8 - at), offset + at)
+                data = os.pread(self.fd, min(1 << 20, self.words * 8 - at), BITS_OFFSET_BYTES + at)
             except OSError as error:
                 return f"it cannot be read ({error.strerror})"
             if not data:

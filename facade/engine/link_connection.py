@@ -95,7 +95,7 @@ class LinkConnection:
             raise LinkBroken(peer=self.peer, reason=_reason(error)) from error
         self.sent_bytes += len(frame)
 
-    def send(self, kind: str, **fields: Any) -> None:
+    def send(self, kind: str, /, **fields: Any) -> None:
         """Send a control message. Raises LinkBroken."""
         self._send(pack_frame(CONTROL, json.dumps({"type": kind, **fields}).encode()))
 

@@ -81,7 +81,9 @@ class OpenVolumes:
             except OSError as error:
                 raise PathRefused(path=str(path), reason=error.strerror or str(error)) from error
             stack = VolumeStack(file, name)
-            server = NbdServer(stack, socket_path(self.nbd_dir, name), name)
+            server = NbdServer(
+                stack, socket_path(self.nbd_dir, name), name, can_trim=file.can_punch
+            )
             try:
                 server.start()
             except OSError as error:

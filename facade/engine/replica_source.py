@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from facade.contract.errors import TrellisError
+from facade.engine.control_errors import EngineFault
 from facade.engine.job import CANCELLED, DONE, FAILED, Job
 from facade.engine.link_connection import LinkConnection, dial, parse_message
 from facade.engine.link_errors import LinkBroken, PeerNotReady
@@ -73,11 +74,15 @@ class Source:
             self._fail(job, CANCELLED, None, "it was cancelled")
         except TrellisError as error:
             self._fail(job, FAILED, error, str(error))
-        except (OSError, TimeoutError) as error:
+        except OSError as error:
             reason = self._peer_left or error.strerror or str(error)
             self._fail(
                 job, FAILED, LinkBroken(peer=replica.spec.peer_host, reason=reason), reason
             )
+        except Exception as error:
+            log.exception("job %s of %s", job.job_id, replica.spec.name)
+            fault = EngineFault(reason=f"{type(error).__name__}: {error}")
+            self._fail(job, FAILED, fault, str(fault))
         finally:
             try:
                 replica.journal.put_job(job.to_wire())
@@ -184,7 +189,7 @@ class Source:
         before = 0 if connection is None else connection.sent_bytes + connection.received_bytes
         return before + sender.sent_bytes + sender.received_bytes
 
-    def _ask(self, kind: str, **fields: Any) -> dict[str, Any]:
+    def _ask(self, kind: str, /, **fields: Any) -> dict[str, Any]:
         """Send a control message in its place in the order and wait for the answer."""
         assert self.sender is not None
         self._answered.clear()

@@ -1,0 +1,210 @@
+"""A replicated pair of two real engines: synchronise, replicate, cut, kill, synchronise again."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from facade.engine.link_errors import WouldLoseWrites
+from tests.engine.harness import (
+    BLOCK_BYTES,
+    KIB,
+    MIB,
+    EngineProcess,
+    Pair,
+    new_secret,
+    wait_for,
+)
+
+SIZE_BYTES = 64 * MIB
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    secret = new_secret()
+    engines = [EngineProcess(tmp_path, host, secret) for host in ("host_a", "host_b")]
+    try:
+        for engine in engines:
+            engine.start()
+        yield Pair(engines[0], engines[1], SIZE_BYTES).enable()
+    finally:
+        for engine in engines:
+            engine.dispose()
+
+
+def write(uri: str, offset: int, size: int, pattern: int = 0x5A) -> None:
+    subprocess.run(
+        ["qemu-io", "-f", "raw", "-c", f"write -P {pattern} {offset} {size}", uri],
+        check=True,
+        capture_output=True,
+    )
+
+
+def fill(engine: EngineProcess, seed: int = 1) -> None:
+    """Put data into the volume through its export: random in the first half, holes after."""
+    rng = random.Random(seed)
+    source = engine.data_dir / "source.img"
+    source.write_bytes(rng.randbytes(SIZE_BYTES // 2) + bytes(SIZE_BYTES // 2))
+    subprocess.run(["nbdcopy", str(source), engine.uri("data")], check=True)
+    source.unlink()
+
+
+def test_new_set_is_logging_and_all_dirty(pair: Pair) -> None:
+    shown = pair.show()
+    assert shown["state"] == "logging"
+    assert shown["dirty_blocks"] == SIZE_BYTES // BLOCK_BYTES
+    assert pair.show(pair.b)["dirty_blocks"] == 0
+
+
+def test_full_sync_then_writes_reach_both_sides(pair: Pair) -> None:
+    fill(pair.a)
+    job = pair.sync("full")
+    assert job["state"] == "done", job
+    assert pair.show()["state"] == "replicating"
+    assert pair.show(pair.b)["state"] == "replicating"
+    assert pair.show(pair.b)["flags"] == ["applying"] or pair.show(pair.b)["flags"] == []
+    pair.assert_equal()
+    write(pair.a.uri("data"), 40 * MIB + 512, 3 * MIB, 0x77)
+    pair.assert_equal()
+    wait_for(lambda: pair.show()["dirty_blocks"] == 0, what="no dirty blocks when idle")
+    # Holes and zeroes are not sent.
+    assert job["sent_bytes"] < SIZE_BYTES // 2 + 2 * MIB
+
+
+def test_secondary_refuses_writes_while_it_is_a_target(pair: Pair) -> None:
+    assert pair.sync("full")["state"] == "done"
+    result = subprocess.run(
+        ["qemu-io", "-f", "raw", "-c", "write -P 1 0 4096", pair.b.uri("data")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Operation not permitted" in result.stdout + result.stderr
+    pair.assert_equal()
+
+
+def test_log_then_update_moves_only_changed_blocks(pair: Pair) -> None:
+    fill(pair.a)
+    assert pair.sync("full")["state"] == "done"
+    shown = pair.a.call("set.log", set_id=pair.set_id)
+    assert shown["state"] == "logging"
+    wait_for(lambda: pair.show(pair.b)["state"] == "logging", what="secondary logging")
+    assert pair.show(pair.b)["flags"] == []
+    for i in range(10):
+        write(pair.a.uri("data"), i * 100 * BLOCK_BYTES % SIZE_BYTES, 4 * KIB, 0x11 + i)
+    assert pair.show()["dirty_blocks"] == 10
+    job = pair.sync("update")
+    assert job["state"] == "done", job
+    assert 10 * BLOCK_BYTES <= job["sent_bytes"] < 11 * BLOCK_BYTES
+    pair.assert_equal()
+
+
+def test_writes_during_a_synchronisation_are_on_both_sides(pair: Pair) -> None:
+    fill(pair.a)
+    fio = subprocess.Popen(
+        ["fio", "--name=w", "--ioengine=nbd", f"--uri={pair.a.uri('data')}", "--rw=randwrite",
+         "--bs=4k", "--iodepth=16", "--time_based", "--runtime=3", f"--size={SIZE_BYTES}"],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    job = pair.sync("full")
+    assert job["state"] == "done", job
+    assert fio.wait(30) == 0
+    assert pair.show()["state"] == "replicating"
+    pair.assert_equal()
+
+
+def test_kill_of_the_secondary_and_update(pair: Pair) -> None:
+    fill(pair.a)
+    assert pair.sync("full")["state"] == "done"
+    pair.b.kill()
+    wait_for(lambda: pair.show()["state"] == "logging", what="primary logging")
+    write(pair.a.uri("data"), 0, 64 * KIB, 0x33)
+    assert pair.show()["dirty_blocks"] >= 2
+    assert "link_lost" in pair.a.events()
+    pair.b.start()
+    assert pair.show(pair.b)["state"] == "logging"
+    assert pair.show(pair.b)["flags"] == ["sync_needed"]
+    job = pair.sync("update")
+    assert job["state"] == "done", job
+    assert pair.show(pair.b)["flags"] in ([], ["applying"])
+    pair.assert_equal()
+
+
+def test_kill_of_the_primary_under_load_and_update(pair: Pair) -> None:
+    fill(pair.a)
+    assert pair.sync("full")["state"] == "done"
+    fio = subprocess.Popen(
+        ["fio", "--name=w", "--ioengine=nbd", f"--uri={pair.a.uri('data')}", "--rw=randwrite",
+         "--bs=4k", "--iodepth=16", "--time_based", "--runtime=20", f"--size={SIZE_BYTES}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for(lambda: pair.a.call("set.show", set_id=pair.set_id)["dirty_blocks"] > 0)
+    pair.a.kill()
+    fio.wait(30)
+    pair.a.start()
+    assert pair.show()["state"] == "logging"
+    assert pair.show()["dirty_blocks"] > 0
+    assert "engine_recovered" in pair.a.events()
+    job = wait_for(
+        lambda: (j := pair.sync("update"))["state"] == "done" and j, what="update after kill"
+    )
+    assert job["sent_bytes"] < SIZE_BYTES
+    pair.assert_equal()
+
+
+def test_writes_on_the_secondary_are_not_undone_unasked(pair: Pair) -> None:
+    assert pair.sync("full")["state"] == "done"
+    pair.a.call("set.log", set_id=pair.set_id)
+    wait_for(lambda: pair.show(pair.b)["state"] == "logging")
+    write(pair.b.uri("data"), 5 * MIB, 4 * KIB)
+    job = pair.sync("update")
+    assert job["state"] == "failed"
+    assert job["error"]["code"] == WouldLoseWrites.code
+    assert job["error"]["data"]["blocks"] == 1
+    assert pair.show(pair.b)["flags"] == []
+    job = pair.sync("update", keep="primary")
+    assert job["state"] == "done"
+    pair.assert_equal()
+
+
+def test_clean_stop_and_start_resume_logging(pair: Pair) -> None:
+    assert pair.sync("full")["state"] == "done"
+    assert pair.a.stop() == 0
+    pair.a.start()
+    shown = pair.show()
+    assert (shown["state"], shown["dirty_blocks"]) == ("logging", 0)
+    assert "engine_started" in pair.a.events()
+    assert pair.sync("update")["state"] == "done"
+    pair.assert_equal()
+
+
+def test_cancel_ends_in_logging_and_the_next_update_completes(pair: Pair) -> None:
+    fill(pair.a)
+    job = pair.start_sync("full")
+    ended = pair.a.call("job.cancel", job_id=job["job_id"])
+    assert ended["state"] in ("cancelled", "done")
+    if ended["state"] == "done":
+        pair.a.call("set.log", set_id=pair.set_id)
+    wait_for(lambda: pair.show(pair.b)["state"] == "logging")
+    assert pair.show()["state"] == "logging"
+    assert pair.sync("update")["state"] == "done"
+    pair.assert_equal()
+
+
+def test_wrong_secret_is_refused(tmp_path: Path) -> None:
+    engines = [EngineProcess(tmp_path, host, new_secret()) for host in ("host_a", "host_b")]
+    try:
+        for engine in engines:
+            engine.start()
+        pair = Pair(engines[0], engines[1], 4 * MIB).enable()
+        job = pair.sync("full")
+        assert job["state"] == "failed"
+        assert job["error"]["code"] == "link_refused"
+        assert pair.show(pair.b)["flags"] == []
+    finally:
+        for engine in engines:
+            engine.dispose()

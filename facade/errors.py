@@ -2,7 +2,8 @@
 
 TrellisError
   VolumeError       UnknownVolume VolumeExists VolumeBusy VolumeUnsuitable VolumeTooSmall
-                    BitmapTooSmall VolumeNotControlled SizeRefused SpaceShort PathRefused
+                    BitmapTooSmall VolumeNotControlled VolumeUnguarded SizeRefused
+                        SpaceShort PathRefused
   SetError          UnknownSet SetExists SetBusy SetNotEnabled SameHost NotASide RolesSwapped
                     UnknownJob SetDiffers
   Unsupported       asked for what this version does not do
@@ -79,6 +80,17 @@ class VolumeNotControlled(VolumeError):
     code = "volume_not_controlled"
     message = "The volume {volume} on {host} is not under control of Trellis, so it has no address."
     hint = "`trellis volume enable {volume}` puts it under control."
+
+
+class VolumeUnguarded(VolumeError):
+    """Serving the volume now would let writes pass that a set has to know of."""
+
+    code = "volume_unguarded"
+    message = (
+        "The volume {volume} on {host} is not served: its set {set} is enabled, but the engine"
+        " could not take it up, so writes would go unrecorded."
+    )
+    hint = "Restart `trellis-engine` when volume and bitmap are back, or disable {set} first."
 
 
 class SizeRefused(VolumeError):

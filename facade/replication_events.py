@@ -52,9 +52,9 @@ SET_KINDS: Final = (
     _kind(
         "set_deleted_one_side",
         "warning",
-        "The replication set {subject} was deleted on {host} only, because {peer} did not answer.",
-        "When {peer} is back, delete it there too:"
-        " `trellis replica delete {subject} --force --host {peer}`.",
+        "The replication set {subject} was deleted on {host} only; its other host {peer} took no part.",
+        "If {peer} still lists it, delete it there too:"
+        " `trellis replica delete {subject} --host {peer}`.",
     ),
 )
 

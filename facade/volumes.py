@@ -21,6 +21,7 @@ from facade.errors import (
     VolumeExists,
     VolumeNotControlled,
     VolumeTooSmall,
+    VolumeUnguarded,
     VolumeUnsuitable,
 )
 from facade.image_files import check_size, image_file, image_files, make_image_file, same_thing
@@ -129,7 +130,16 @@ class VolumeSystem:
         raise UnknownVolume(volume=name, host=self.host)
 
     def open(self, name: str, path: str) -> None:
-        """Let the engine serve a volume; one that it serves already is fine."""
+        """Let the engine serve a volume; one that it serves already is fine.
+
+        Raises VolumeUnguarded where an enabled set is to follow its writes and does not: the
+        engine's next start would trust a bitmap that lacks them.
+        """
+        engaged = {found["set_id"] for found in self._engine.call("set.list")}
+        for use in self._store.uses(name):
+            record = self._store.set(use.service, use.set_name)
+            if record is not None and record.enabled and record.set_id not in engaged:
+                raise VolumeUnguarded(volume=name, host=self.host, set=use.set_name)
         self._engine.call("volume.open", name=name, path=path)
 
     def close(self, name: str) -> None:

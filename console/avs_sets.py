@@ -7,7 +7,7 @@ lets Trellis make one, and without a name the set is called `SVOLUME@SHOST`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from console.avs_options import wrong
@@ -24,10 +24,10 @@ YES_NO: Final = {"y": True, "n": False}
 Set = Mapping[str, Any]
 
 
-def from_patent(command: str, words: Sequence[str], this_host: str) -> dict[str, Any]:
+def from_patent(command: str, words: Sequence[str], this_host: Callable[[], str]) -> dict[str, Any]:
     """The arguments of a `create` out of `-C ROLE MODE ENABLE AUTOSYNC SET ...`.
 
-    ROLE is the role of this host, which must be one of the two. Raises NoMeaningHere for the later
+    ROLE is the role of this host (asked for last), which must be one of the two. Raises NoMeaningHere for the later
     product's `-C tag`, WrongUsage, BadName.
     """
     if not words or words[0] not in ("p", "s") or len(words) == 1:
@@ -43,11 +43,12 @@ def from_patent(command: str, words: Sequence[str], this_host: str) -> dict[str,
         if letter not in allowed:
             raise wrong(command, f"'{letter}' cannot be {what}: it is {' or '.join(allowed)}.")
     sides = [side(words[5:8]), side(words[8:11])]
-    here = [number for number, one in enumerate(sides) if one["host"] == this_host]
+    host = this_host()
+    here = [number for number, one in enumerate(sides) if one["host"] == host]
     if not here:
         raise wrong(
             command,
-            f"'{role}' is the role of this host, {this_host}, and the set is between "
+            f"'{role}' is the role of this host, {host}, and the set is between "
             f"{sides[0]['host']} and {sides[1]['host']}.",
         )
     primary = here[0] if role == "p" else 1 - here[0]

@@ -45,7 +45,7 @@ def main(command: str, arguments: Sequence[str], console: Console) -> int:
         console.show({"version": version_text()}, version_text())
     elif action == "C":
         words = [word for word in (*parsed.action_words, *parsed.rest) if word != "-n"]
-        _create(console, from_patent(command, words, console.host))
+        _create(console, from_patent(command, words, lambda: console.host))
     elif action == "c":
         return _control(command, console, parsed)
     elif action in ("e", "E"):

@@ -70,17 +70,18 @@ def create(
     identical: bool,
 ) -> None:
     """Create a set on both hosts, and enable it."""
-    made = console.bean(BEAN).create(
-        name=check_set(name),
-        primary=parse_side("--primary", primary),
-        secondary=parse_side("--secondary", secondary),
-        mode=mode,
-        group=group,
-        queue=queue,
-        autosync=autosync,
-        enable=not no_enable,
-        identical=identical,
-    )
+    order = {
+        "name": check_set(name),
+        "primary": parse_side("--primary", primary),
+        "secondary": parse_side("--secondary", secondary),
+        "mode": mode,
+        "group": group,
+        "queue": queue,
+        "autosync": autosync,
+        "enable": not no_enable,
+        "identical": identical,
+    }
+    made = console.bean(BEAN).create(**order)
     console.show(made, set_text(made))
 
 

@@ -72,6 +72,7 @@ from console.supervisor_record import (
 from console.supervisor_run import StopRequested, Supervisor, child_environment
 from facade.contract.errors import TrellisError, error_from_wire
 
+FLOWER_APP: Final = "beans.flower_app"
 DEFAULT_DIRECTORY: Final = ".trellis"
 OLD_MANAGERS_GRACE_S: Final = 30.0
 DOWN_TIMEOUT_S: Final = 120.0
@@ -276,7 +277,8 @@ def _flower(federation: Federation, paths: Paths) -> Part:
     management = f"{LOOPBACK}:{federation.ports['management']}"
     login = f"{OPS_USER}:{federation.passwords[OPS_USER]}"
     secrets = {
-        "CELERY_BROKER_URL": f"{federation.amqp_url(OPS_USER)}/{federation.domain}",
+        "TRELLIS_BROKER_URLS": federation.amqp_url(OPS_USER),
+        "TRELLIS_DOMAIN": federation.domain,
         "FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{federation.flower_password}",
         "FLOWER_BROKER_API": f"http://{login}@{management}/api/{federation.domain}",
     }
@@ -284,7 +286,7 @@ def _flower(federation: Federation, paths: Paths) -> Part:
     return _python(
         paths,
         "flower",
-        ["-m", "celery", "flower", f"--address={LOOPBACK}", f"--port={port}"],
+        ["-m", "celery", "-A", FLOWER_APP, "flower", f"--address={LOOPBACK}", f"--port={port}"],
         port=port,
         more=secrets,
     )

@@ -92,8 +92,8 @@ cdef class Bitmap:
         self.path = Path(path)
         self.header = None
         self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        have_bytes = os.lseek(self.fd, 0, os.SEEK_END)
-        need_bytes = BITS_OFFSET_BYTES + self.words * 8
+        cdef uint64_t have_bytes = os.lseek(self.fd, 0, os.SEEK_END)
+        cdef uint64_t need_bytes = BITS_OFFSET_BYTES + self.words * 8
         if have_bytes < need_bytes:
             raise BitmapTooSmall(volume=self.path.name, size_bytes=have_bytes,
                                  data_bytes=size_bytes, needed_bytes=need_bytes)
@@ -154,7 +154,7 @@ cdef class Bitmap:
 
     def _read_bits(self) -> str | None:
         data = b""
-        cdef uint64_t at = 0
+        cdef uint64_t at = 0, size
         while at < self.words * 8:
             try:
                 data = os.pread(self.fd, min(1 << 20, self.words * 8 - at), BITS_OFFSET_BYTES + at)
@@ -162,8 +162,9 @@ cdef class Bitmap:
                 return f"it cannot be read ({error.strerror})"
             if not data:
                 return "it is shorter than its volume needs"
-            memcpy(<uint8_t *> self.bits + at, <const uint8_t *> data, len(data))
-            at += len(data)
+            size = len(data)
+            memcpy(<uint8_t *> self.bits + at, <const uint8_t *> data, size)
+            at += size
         with nogil:
             pthread_mutex_lock(&self.lock)
             if self.blocks < self.words * 64:
@@ -276,7 +277,8 @@ cdef class Bitmap:
         """A piece of the map as it stands on disk: little-endian words, bit 0 = block 0."""
         if offset_bytes > self.words * 8:
             raise IndexError(offset_bytes)
-        size_bytes = min(size_bytes, self.words * 8 - offset_bytes)
+        if size_bytes > self.words * 8 - offset_bytes:
+            size_bytes = self.words * 8 - offset_bytes
         piece = bytearray(size_bytes)
         cdef uint8_t[::1] view
         if size_bytes:

@@ -320,8 +320,8 @@ cdef object lock_file(int fd, str path, bint shared):
     except OSError as error:
         if error.errno != PY_EWOULDBLOCK:
             raise
-        raise OSError(PY_EBUSY, "is served by another engine already (it holds the file's lock); "
-                      "end that one or choose another file", path) from None
+        raise OSError(PY_EBUSY, "served by another engine already (it holds the file's lock); end "
+                      "that one or choose another file", path) from None
 
 
 cdef object measure_size(int fd, str path, bint is_device):
@@ -331,7 +331,7 @@ cdef object measure_size(int fd, str path, bint is_device):
         return size[0]
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(PY_EINVAL, "is neither a file nor a block device", path)
+        raise OSError(PY_EINVAL, "neither a file nor a block device", path)
     return status.st_size
 
 

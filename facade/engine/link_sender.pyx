@@ -108,7 +108,7 @@ cdef class LinkSender:
         """
         cdef uint8_t *buffer = <uint8_t *> malloc(RECEIVE_BYTES)
         cdef size_t start = 0, end = 0
-        cdef int result
+        cdef int result = 0
         cdef FrameHeader header
         if buffer == NULL:
             raise MemoryError
@@ -126,7 +126,7 @@ cdef class LinkSender:
         finally:
             free(buffer)
             with nogil:
-                self.kill(ECONNRESET)
+                self.kill(result if result > 0 else ECONNRESET)
         return self.dead
 
     def send_control(self, const uint8_t[::1] payload not None) -> int:
@@ -409,8 +409,9 @@ cdef class LinkSender:
                 if header.type == FRAME_ACK:
                     pthread_mutex_lock(&self.lock)
                     # A peer that acknowledges what it was never sent cannot be trusted. send_seq
-                    # advances only after send() returns, so next_seq is the bound that holds.
-                    if header.seq >= self.next_seq or header.seq < self.acked_seq or self.dead:
+                    # advances only after send() returns, so next_seq is the bound that holds. A
+                    # repeated acknowledgement may be overtaken by a newer one: it says "alive".
+                    if header.seq >= self.next_seq or self.dead:
                         pthread_mutex_unlock(&self.lock)
                         return EPROTO
                     self.end_frames(header.seq)

@@ -41,8 +41,8 @@ cdef void pack_header(uint8_t *out, const FrameHeader *header, const uint8_t *pa
 
 
 cdef int unpack_header(const uint8_t *data, FrameHeader *header) noexcept nogil:
-    cdef uint32_t v32
-    cdef uint64_t v64
+    cdef uint32_t v32 = 0
+    cdef uint64_t v64 = 0
     memcpy(&v32, data, 4)
     if be32toh(v32) != FRAME_MAGIC or data[6] or data[7]:
         return EPROTO

@@ -36,6 +36,8 @@ cdef class Connection:
     cdef Chunk *output                   # data of small reads, or NULL
     cdef size_t output_end
     cdef bint is_timed                   # recv() wakes up after IDLE_RELEASE_S
+    cdef int spin_misses                 # waits in a row for which asking again was in vain
+    cdef int spin_rest                   # waits left that sleep at once
 
     # A request that is not in use, waiting for one if need be; NULL: the connection cannot go on.
     cdef Request *new_request(self) noexcept nogil
@@ -53,6 +55,8 @@ cdef class Connection:
     # Bytes received, 0 when the client has closed its end, -1 when the connection is lost.
     # `is_within`: in the middle of a request, where the client has only so much time.
     cdef ssize_t receive(self, uint8_t *data, size_t room, bint is_within) noexcept nogil
+    # Likewise without sleeping; -1 with EAGAIN when nothing came.
+    cdef ssize_t receive_soon(self, uint8_t *data, size_t room) noexcept nogil
     cdef void set_timed(self, bint is_timed) noexcept nogil
     cdef void release_idle(self) noexcept nogil
     # Wait until nothing is in flight and every reply is sent, or cannot be.

@@ -162,7 +162,7 @@ cdef void outbox_wait(Outbox *outbox, int64_t submitted, bint for_all) noexcept 
 cdef int outbox_await_input(Outbox *outbox, int timeout_ms) noexcept nogil:
     cdef pollfd[2] watched
     cdef Queue nothing
-    cdef uint64_t count
+    cdef uint64_t count = 0
     cdef int ready
     nothing.first = nothing.last = NULL
     if outbox.event_fd < 0:

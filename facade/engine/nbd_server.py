@@ -72,7 +72,8 @@ class NbdServer:
     @property
     def uri(self) -> str:
         """The NBD URI under which clients find the export."""
-        return f"nbd+unix:///{quote(self.export_name, safe='')}?socket={quote(str(self.socket_path))}"
+        name, path = quote(self.export_name, safe=""), quote(str(self.socket_path))
+        return f"nbd+unix:///{name}?socket={path}"
 
     @property
     def clients(self) -> int:
@@ -296,7 +297,9 @@ def clear_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "exists and is no socket; move it away", str(path))
+        raise OSError(
+            errno.EEXIST, "a file that is no socket is in the way; move it away", str(path)
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

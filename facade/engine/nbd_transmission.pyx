@@ -58,7 +58,7 @@ cdef inline void parse_header(const uint8_t *data, Header *header) noexcept nogi
 
 
 cdef inline bint has_magic(const uint8_t *data) noexcept nogil:
-    cdef uint32_t magic
+    cdef uint32_t magic = 0
     memcpy(&magic, data, 4)
     return be32toh(magic) == <uint32_t> NBD_REQUEST_MAGIC
 

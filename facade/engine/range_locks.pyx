@@ -32,9 +32,9 @@ cdef class RangeLocks:
             for i in range(low, high + 1):
                 pthread_mutex_lock(&self.stripes[i])
         else:
-            for i in range(0, high + 1):
+            for i in range(<uint64_t> 0, high + 1):
                 pthread_mutex_lock(&self.stripes[i])
-            for i in range(low, STRIPES):
+            for i in range(low, <uint64_t> STRIPES):
                 pthread_mutex_lock(&self.stripes[i])
 
     cdef void unlock(self, uint64_t first, uint64_t last) noexcept nogil:
@@ -46,7 +46,7 @@ cdef class RangeLocks:
             for i in range(low, high + 1):
                 pthread_mutex_unlock(&self.stripes[i])
         else:
-            for i in range(0, high + 1):
+            for i in range(<uint64_t> 0, high + 1):
                 pthread_mutex_unlock(&self.stripes[i])
-            for i in range(low, STRIPES):
+            for i in range(low, <uint64_t> STRIPES):
                 pthread_mutex_unlock(&self.stripes[i])

@@ -256,7 +256,7 @@ cdef class ReplicationLayer(Volume):
         # that both run at the same time.
         cdef Io piece = io[0]
         cdef uint64_t end = io.offset + io.length, seq = 0
-        cdef int error = 0, one
+        cdef int error = 0, one = 0
         cdef bint is_last = False
         while not is_last:
             if io.op == IO_WRITE and end - piece.offset > WRITE_PIECE_BYTES:

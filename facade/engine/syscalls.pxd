@@ -21,6 +21,7 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void *data, size_t count)
     off_t lseek(int fd, off_t offset, int whence)
     int fdatasync(int fd)
+    int usleep(unsigned int microseconds)
     int close(int fd)
 
 cdef extern from "<sys/mman.h>" nogil:

@@ -11,11 +11,11 @@ cdef struct Gate:
 
 
 cdef class VolumeStack(Volume):
-    cdef Volume top_volume   # replaced only while the gate is shut and empty
+    cdef Volume top_volume    # replaced only while the gate is shut and empty
     cdef Gate gate
     cdef bint gate_ready
-    cdef bint is_closed      # changed only while the gate is shut and empty
-    cdef bint refuses_writes # likewise
+    cdef bint is_closed       # changed only while the gate is shut and empty
+    cdef bint refuses_writes  # likewise
 
     cdef int shut_gate(self, double timeout_s) noexcept nogil
     cdef void open_gate(self) noexcept nogil

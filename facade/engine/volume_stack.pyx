@@ -1,9 +1,6 @@
 """The top of a volume's stack, and the gate at which requests wait while layers change."""
 
-from errno import EINVAL as PY_EINVAL
-
-from libc.errno cimport EPERM, ESHUTDOWN, ENOMEM, ETIMEDOUT
-from libc.stdint cimport uint8_t
+from libc.errno cimport ENOMEM, EPERM, ESHUTDOWN
 from libc.stdlib cimport free, malloc
 
 from facade.engine.syscalls cimport (
@@ -24,12 +21,7 @@ from facade.engine.syscalls cimport (
     pthread_mutex_unlock,
     timespec,
 )
-from facade.engine.volume cimport (
-    IO_FLUSH,
-    IO_PENDING,
-    IO_READ,
-    io_complete_t,
-)
+from facade.engine.volume cimport IO_FLUSH, IO_PENDING, IO_READ
 
 # How long a change waits for the requests in flight before it gives up and changes nothing.
 SHUT_TIMEOUT_S = 30.0

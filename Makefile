@@ -9,7 +9,6 @@ PACKAGES := facade broker beans notifier console
 PYX := $(wildcard facade/engine/*.pyx facade/engine/*.pxd)
 ENGINE_SOURCES := $(PYX) $(wildcard facade/engine/*.h)
 JOBS := $(shell nproc)
-ASAN_BUILD := build/asan
 
 .PHONY: demo test build lint bench soak asan docs clean setup-build setup-run setup-test pytest
 
@@ -43,8 +42,16 @@ lint: build
 bench: setup-test build
 	@$(PYTHON) -m bench
 
+# The federation and fault tests again and again for SOAK_MINUTES.
 soak: setup-test build
-	@$(PYTHON) -m pytest tests -m "not install" --count-time
+	@scripts/soak.sh
+
+# The engine's tests on modules built with the address and undefined-behaviour sanitizers.
+asan: setup-test
+	@scripts/asan.sh
+
+docs: build
+	@$(PYTHON) scripts/make_reference.py
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

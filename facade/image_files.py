@@ -1,5 +1,6 @@
 """Image files: found in the configured folders, made whole or not at all."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -127,7 +128,8 @@ def _make(
             raise _space_short(path, size_bytes) from error
         raise PathRefused(path=str(path), reason=error.strerror or str(error)) from error
     finally:
-        making.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            making.unlink(missing_ok=True)
 
 
 def _link_new(making: Path, path: Path, host: str) -> None:

@@ -52,7 +52,7 @@ SET_KINDS: Final = (
     _kind(
         "set_deleted_one_side",
         "warning",
-        "The replication set {subject} was deleted on {host} only; its other host {peer} took no part.",
+        "The replication set {subject} was deleted on {host} only; {peer} took no part.",
         "If {peer} still lists it, delete it there too:"
         " `trellis replica delete {subject} --host {peer}`.",
     ),

@@ -141,9 +141,7 @@ class WholeFederation:
         return self.federation.proxy(host, bean)
 
     def logs(self):
-        return {
-            str(path): path.read_text()[-4000:] for path in sorted(self.base.glob("*/*.log"))
-        }
+        return {str(path): path.read_text()[-4000:] for path in sorted(self.base.glob("*/*.log"))}
 
     def stop(self):
         for host in self.hosts.values():

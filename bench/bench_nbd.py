@@ -43,6 +43,7 @@ class Case:
 CASES = (
     Case("randread-4k-qd1", "randread", 4096, 1),
     Case("randwrite-4k-qd1", "randwrite", 4096, 1),
+    Case("randread-4k-qd1-4c", "randread", 4096, 1, 4),
     Case("randread-4k-qd32", "randread", 4096, 32),
     Case("randwrite-4k-qd32", "randwrite", 4096, 32),
     Case("randread-4k-qd32-4c", "randread", 4096, 32, 4),
@@ -145,7 +146,7 @@ def summarise(case: Case, ours: list[Run], theirs: list[Run]) -> Result:
     """Return the medians of both and their ratios."""
 
     def middle(runs: list[Run], field: str) -> float:
-        return statistics.median(getattr(run, field) for run in runs)
+        return float(statistics.median(getattr(run, field) for run in runs))
 
     rates = middle(ours, "rate_per_s"), middle(theirs, "rate_per_s")
     costs = middle(ours, "cpu_s_per_100k"), middle(theirs, "cpu_s_per_100k")
@@ -193,15 +194,8 @@ def our_server(folder: Path) -> Iterator[Server]:
 def their_server(folder: Path) -> Iterator[Server]:
     """Run `nbdkit file` in the foreground of a child process."""
     image, path = make_image(folder / "theirs.img"), folder / "theirs.sock"
-    # --run would wait for its command; a listening socket handed over is ready at once.
     process = subprocess.Popen(["nbdkit", "-f", "-U", str(path), "file", str(image)])
     try:
-        subprocess.run(
-            ["nbdinfo", "--size", f"nbd+unix:///?socket={path}"],
-            check=False,
-            capture_output=True,
-            timeout=READY_TIMEOUT_S,
-        )
         wait_for_file(path, process)
         yield Server(f"nbd+unix:///?socket={path}", process.pid)
     finally:
@@ -242,7 +236,8 @@ def run_fio(server: Server, case: Case, seconds: int) -> Run:
 def cpu_seconds(pid: int) -> float:
     """Return user and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    ticks_per_s: int = os.sysconf("SC_CLK_TCK")
+    return (int(fields[11]) + int(fields[12])) / ticks_per_s
 
 
 if __name__ == "__main__":

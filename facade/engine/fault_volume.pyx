@@ -1,0 +1,190 @@
+"""Faults to order, as a layer over the real thing: for tests, and for users' trials."""
+
+import threading
+
+from libc.errno cimport ENOMEM
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from facade.engine.syscalls cimport (
+    pthread_cond_broadcast,
+    pthread_cond_destroy,
+    pthread_cond_init,
+    pthread_cond_wait,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    usleep,
+)
+from facade.engine.volume cimport (
+    IO_FLUSH,
+    IO_PENDING,
+    IO_READ,
+    IO_TRIM,
+    IO_WRITE,
+    IO_ZERO,
+)
+
+OPERATIONS = {"any": -1, "read": IO_READ, "write": IO_WRITE, "zero": IO_ZERO, "trim": IO_TRIM,
+              "flush": IO_FLUSH}
+
+
+cdef class FaultVolume(Volume):
+    """Passes requests on to `lower`, but for the faults that were ordered.
+
+    With `is_async` every request is pending and ends on the layer's own thread, in order, where it
+    can be delayed and held. `close` first lets go of what is held.
+    """
+
+    def __cinit__(self) -> None:
+        memset(&self.faults[0], 0, sizeof(self.faults))
+        self.first = NULL
+        self.last = NULL
+        pthread_mutex_init(&self.mutex, NULL)
+        pthread_cond_init(&self.changed, NULL)
+        self.ready = True
+
+    def __init__(self, lower: Volume, is_async: bool = False, delay_us: int = 0) -> None:
+        self.lower = lower
+        self.size_bytes = lower.size_bytes
+        self.name = lower.name
+        self.is_async = is_async
+        self.delay_us = delay_us
+        if is_async:
+            self.worker = threading.Thread(target=self.work, name="fault-volume", daemon=True)
+            self.worker.start()
+
+    def __dealloc__(self) -> None:
+        if self.ready:
+            pthread_cond_destroy(&self.changed)
+            pthread_mutex_destroy(&self.mutex)
+
+    @property
+    def held(self) -> int:
+        """Number of requests that the layer's thread has not begun."""
+        return self.held_count
+
+    def fail(self, operation: str, error: int, skip: int = 0, times: int = 1) -> None:
+        """Answer requests with `error` instead of running them.
+
+        `operation` is read, write, zero, trim, flush or any; the first `skip` of them pass, the
+        next `times` fail. Raises ValueError when FAULTS_MAX orders are open.
+        """
+        cdef int op = OPERATIONS[operation]
+        cdef uint64_t skipped = skip
+        cdef uint64_t failing = times
+        cdef int errno_wanted = error
+        cdef int index
+        cdef bint is_placed = False
+        pthread_mutex_lock(&self.mutex)
+        for index in range(FAULTS_MAX):
+            if not is_placed and self.faults[index].times == 0:
+                self.faults[index].op = op
+                self.faults[index].skip = skipped
+                self.faults[index].times = failing
+                self.faults[index].error = errno_wanted
+                is_placed = True
+        pthread_mutex_unlock(&self.mutex)
+        if not is_placed:
+            raise ValueError(f"{FAULTS_MAX} faults are ordered already (the limit)")
+
+    def hold(self) -> None:
+        """Keep requests pending until `release`. Only for a layer that is async."""
+        if not self.is_async:
+            raise ValueError("only an async layer can hold requests")
+        self.set_holding(True)
+
+    def release(self) -> None:
+        """Run what was held, and later requests as they come."""
+        self.set_holding(False)
+
+    def close(self) -> None:
+        """End the layer's thread once it has run all requests; none may be submitted after."""
+        self.set_holding(False)
+        pthread_mutex_lock(&self.mutex)
+        self.is_ending = True
+        pthread_cond_broadcast(&self.changed)
+        pthread_mutex_unlock(&self.mutex)
+        if self.worker is not None:
+            self.worker.join()
+            self.worker = None
+
+    def work(self) -> None:
+        """Run held requests until `close`; the layer's own thread does this."""
+        with nogil:
+            self.serve_held()
+
+    def set_holding(self, is_holding: bool) -> None:
+        """Hold or release."""
+        pthread_mutex_lock(&self.mutex)
+        self.is_holding = is_holding
+        pthread_cond_broadcast(&self.changed)
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef int submit(self, Io *io) noexcept nogil:
+        cdef int error
+        pthread_mutex_lock(&self.mutex)
+        error = self.pick_fault(io)
+        if self.is_async:
+            error = self.hold_back(io, error)
+        pthread_mutex_unlock(&self.mutex)
+        return error if error else self.lower.submit(io)
+
+    cdef int extent(self, uint64_t offset, uint64_t length, uint64_t *run_bytes,
+                    bint *is_hole) noexcept nogil:
+        return self.lower.extent(offset, length, run_bytes, is_hole)
+
+    cdef int pick_fault(self, Io *io) noexcept nogil:
+        cdef Fault *fault
+        cdef int index
+        for index in range(FAULTS_MAX):
+            fault = &self.faults[index]
+            if fault.times == 0 or (fault.op >= 0 and fault.op != io.op):
+                continue
+            if fault.skip:
+                fault.skip -= 1
+                continue
+            fault.times -= 1
+            return fault.error
+        return 0
+
+    cdef int hold_back(self, Io *io, int error) noexcept nogil:
+        cdef Held *held = <Held *> malloc(sizeof(Held))
+        if held == NULL:
+            return ENOMEM
+        held.io = io
+        held.error = error
+        held.next = NULL
+        if self.first == NULL:
+            self.first = held
+        else:
+            self.last.next = held
+        self.last = held
+        self.held_count += 1
+        pthread_cond_broadcast(&self.changed)
+        return IO_PENDING
+
+    cdef void serve_held(self) noexcept nogil:
+        cdef Held *held
+        cdef int error
+        pthread_mutex_lock(&self.mutex)
+        while True:
+            while self.is_holding or (self.first == NULL and not self.is_ending):
+                pthread_cond_wait(&self.changed, &self.mutex)
+            if self.first == NULL:
+                break
+            held = self.first
+            self.first = held.next
+            self.held_count -= 1
+            pthread_mutex_unlock(&self.mutex)
+            if self.delay_us:
+                usleep(self.delay_us)
+            error = held.error
+            if error == 0:
+                error = self.lower.submit(held.io)
+            if error != IO_PENDING:
+                held.io.complete(held.io, error)
+            free(held)
+            pthread_mutex_lock(&self.mutex)
+        pthread_mutex_unlock(&self.mutex)

@@ -1,0 +1,16 @@
+from facade.engine.nbd_connection import Connection
+from facade.engine.volume import Volume
+
+ENDINGS: tuple[str, ...]
+
+class Transmission(Connection):
+    def __init__(
+        self, fd: int, volume: Volume, read_only: bool = False, leftover: bytes = b""
+    ) -> None: ...
+    @property
+    def requests(self) -> int: ...
+    @property
+    def read_bytes(self) -> int: ...
+    @property
+    def write_bytes(self) -> int: ...
+    def run(self) -> str: ...

@@ -1,0 +1,113 @@
+"""An NBD client made of bytes, for what well-behaved clients never send; and a server to test."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from facade.engine.nbd_server import NbdServer
+from facade.engine.volume import Volume
+from facade.engine.volume_stack import VolumeStack
+
+OPTION_MAGIC = 0x49484156454F5054
+REPLY_MAGIC = 0x3E889045565A9
+REQUEST_MAGIC = 0x25609513
+SIMPLE_REPLY_MAGIC = 0x67446698
+OPT_EXPORT_NAME, OPT_ABORT, OPT_LIST, OPT_INFO, OPT_GO = 1, 2, 3, 6, 7
+READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
+EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ESHUTDOWN = (
+    1, 5, 12, 22, 28, 75, 95, 108,
+)  # fmt: skip
+TIMEOUT_S = 20.0
+
+
+def option(number: int, data: bytes = b"", magic: int = OPTION_MAGIC) -> bytes:
+    return struct.pack(">QII", magic, number, len(data)) + data
+
+
+def go_data(name: bytes = b"", wanted: tuple[int, ...] = ()) -> bytes:
+    return struct.pack(f">I{len(name)}sH{len(wanted)}H", len(name), name, len(wanted), *wanted)
+
+
+def request(command: int, offset: int = 0, length: int = 0, *, cookie: int = 1, flags: int = 0,
+            data: bytes = b"", magic: int = REQUEST_MAGIC) -> bytes:  # fmt: skip
+    header = struct.pack(">IHHQQI", magic, flags, command, cookie, offset, length)
+    return header + data
+
+
+def write(offset: int, data: bytes, *, cookie: int = 1, flags: int = 0) -> bytes:
+    return request(WRITE, offset, len(data), cookie=cookie, flags=flags, data=data)
+
+
+class RawClient:
+    """A connection on which anything can be said. `transmission=True` says GO first."""
+
+    def __init__(self, path: Path, *, transmission: bool = True) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(TIMEOUT_S)
+        self.socket.connect(str(path))
+        self.greeting = self.take(18)
+        if transmission:
+            self.send(struct.pack(">I", 3) + option(OPT_GO, go_data()))
+            while self.take_option_reply()[1] != 1:
+                pass
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def take(self, length: int) -> bytes:
+        data = b""
+        while len(data) < length:
+            piece = self.socket.recv(length - len(data))
+            if not piece:
+                raise EOFError(f"the server closed after {len(data)} of {length} bytes")
+            data += piece
+        return data
+
+    def take_option_reply(self) -> tuple[int, int, bytes]:
+        magic, number, kind, length = struct.unpack(">QIII", self.take(20))
+        assert magic == REPLY_MAGIC
+        return number, kind, self.take(length)
+
+    def take_reply(self, read_bytes: int = 0) -> tuple[int, int, bytes]:
+        """Return error, cookie and (of a read without error) data."""
+        magic, error, cookie = struct.unpack(">IIQ", self.take(16))
+        assert magic == SIMPLE_REPLY_MAGIC
+        return error, cookie, b"" if error else self.take(read_bytes)
+
+    def ask(self, data: bytes, read_bytes: int = 0) -> int | bytes:
+        """Send one request; its error, or the data of a read."""
+        self.send(data)
+        error, _, found = self.take_reply(read_bytes)
+        return found if read_bytes and not error else error
+
+    def is_ended(self) -> bool:
+        """Wait for the server's end of the connection; False when it sends something instead."""
+        try:
+            return self.socket.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+@contextmanager
+def serve(volume: Volume, **options: bool | int) -> Iterator[NbdServer]:
+    """Serve a volume under a short path of its own."""
+    stack = volume if isinstance(volume, VolumeStack) else VolumeStack(volume)
+    with tempfile.TemporaryDirectory(prefix="nbd-") as folder:
+        server = NbdServer(stack, Path(folder) / "s", **options)  # type: ignore[arg-type]
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop(5)

@@ -5,6 +5,7 @@ queue of one bean (`make_worker_app`). A worker holds one of each, since what ma
 trying to store a result would make a caller wait for minutes.
 """
 
+import logging
 import uuid
 from typing import Any
 
@@ -21,10 +22,12 @@ from broker.address import broker_urls
 from facade.contract.settings import Settings
 
 CONNECT_TIMEOUT_S = 2.0
+CONNECT_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
 SOCKET_TIMEOUT_S = 4.0
 """For one read or write of a sender; a broker in a memory alarm never answers."""
 CONFIRM_TIMEOUT_S = 3.0
 REDIS_TIMEOUT_S = 3.0
+REDIS_RETRY = {"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
 RESULT_EXPIRES_S = 3600
 RESULT_RETRIES = 15
 POOL_THREADS = 32
@@ -109,6 +112,7 @@ class FederationApp(Celery):  # type: ignore[misc]
             "confirm_publish": True,
             "read_timeout": SOCKET_TIMEOUT_S,
             "write_timeout": SOCKET_TIMEOUT_S,
+            **CONNECT_RETRY,
         }
         return super().connection_for_write(url, *args, **kwargs)
 
@@ -121,12 +125,15 @@ def make_client_app(settings: Settings, name: str = "trellis") -> Celery:
     """
     settings.need("broker", "redis")
     refuse_compressed()
+    # It warns of every call that finds no route.
+    logging.getLogger("amqp").setLevel(logging.ERROR)
     # The exchange of Celery's own events is among the definitions too.
     celery.events.event.event_exchange.no_declare = True
     app = FederationApp(name, set_as_current=False, control=NarrowControl)
     app.conf.update(_COMMON)
     app.conf.broker_url = ";".join(broker_urls(settings))
     app.conf.result_backend = settings.redis.url
+    app.conf.result_backend_transport_options = {"retry_policy": REDIS_RETRY}
     return app
 
 

@@ -24,7 +24,7 @@ from beans.errors import (
     CallTooDeep,
     InterfaceMismatch,
 )
-from beans.schemas import HEADER, MAX_DEPTH, Envelope, flatten, read_envelope
+from beans.schemas import HEADER, KNOWS, MAX_DEPTH, Envelope, flatten, read_envelope
 from beans.wire import CallFailed, to_call_failed
 from facade.contract.errors import TrellisError
 
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 REMEMBERED_CALLS_LIMIT = 2_000
 """Answers of non-idempotent calls that a bean keeps, for callers that ask again."""
+SEEN_CALLS_LIMIT = 10_000
 TEXT_LIMIT_CHARACTERS = 500
 
 
@@ -69,6 +70,28 @@ class CallMemory:
                 del self._calls[key]
 
 
+class SeenCalls:
+    """Ids of calls that reached this worker, for callers who wonder whether it still is the same."""
+
+    def __init__(self, limit: int = SEEN_CALLS_LIMIT) -> None:
+        """Keep the latest `limit` ids."""
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._ids: OrderedDict[str, None] = OrderedDict()
+
+    def note(self, call_id: str) -> None:
+        """Note a call that has come."""
+        with self._lock:
+            self._ids[call_id] = None
+            if len(self._ids) > self._limit:
+                self._ids.popitem(last=False)
+
+    def has(self, call_id: Any) -> bool:
+        """Tell whether the call has come."""
+        with self._lock:
+            return call_id in self._ids
+
+
 class _Remembered:
     """One call: running, or done with a value or an error."""
 
@@ -104,9 +127,11 @@ class Dispatcher:
         self._coordinators_limit = max(1, pool_threads // 2)
         self._coordinators = threading.BoundedSemaphore(self._coordinators_limit)
         self._memory = CallMemory()
+        self._seen = SeenCalls()
 
     def register(self, app: Celery) -> None:
-        """Make a Celery task of every exported method."""
+        """Make a Celery task of every exported method, and the one that tells of calls in hand."""
+        self._register(app, KNOWS, self._knows_task())
         for spec in self._bean.methods.values():
             self._register(app, spec.name, self._method_task(spec))
 
@@ -125,8 +150,15 @@ class Dispatcher:
             throws=(CallFailed,),
         )
 
+    def _knows_task(self) -> Callable[..., Any]:
+        def knows(_task: Any, **arguments: Any) -> bool:
+            return self._seen.has(arguments.get("call_id"))
+
+        return knows
+
     def _method_task(self, spec: MethodSpec) -> Callable[..., Any]:
         def run(task: Any, **arguments: Any) -> Any:
+            self._seen.note(task.request.id)
             return self._guarded(spec.name, lambda: self._answer(spec, task.request, arguments))
 
         run.__name__ = spec.name

@@ -3,6 +3,7 @@
     TrellisError
     +- UnreachableError                  the command line ends with status 3
     |  +- BeanUnavailable                no such bean is there now
+    |  +- BeanLost                       it ended with the call in hand
     |  +- BeanTimeout                    it is there and did not answer in time
     |  +- ResultStoreUnavailable         Redis does not answer
     +- BeanCrashed                       a bug in the bean: an exception that nobody foresaw
@@ -30,6 +31,14 @@ class BeanTimeout(UnreachableError):
     code = "bean_timeout"
     message = "The bean {bean} of host {host} did not answer {method} within {timeout_s:g} s."
     hint = "It may still do it: look at the state before you repeat the command."
+
+
+class BeanLost(UnreachableError):
+    """The bean's worker ended while it had the call; whether the call was done is not known."""
+
+    code = "bean_lost"
+    message = "The bean {bean} of host {host} ended while it answered {method}."
+    hint = "It starts again by itself; look at the state before you repeat the command."
 
 
 class ResultStoreUnavailable(UnreachableError):

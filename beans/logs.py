@@ -8,8 +8,12 @@ from datetime import UTC, datetime
 from beans.base import current_call
 
 MESSAGE_LIMIT_CHARACTERS = 8_000
-QUIET = {"celery.worker.strategy": logging.WARNING, "pika": logging.WARNING}
-"""Loggers that say something for every message, or for every try to connect."""
+QUIET = {
+    "celery.worker.strategy": logging.WARNING,
+    "celery.app.trace": logging.WARNING,
+    "amqp": logging.ERROR,
+}
+"""Loggers that say something for every message, with its values."""
 
 
 class JsonLines(logging.Formatter):

@@ -55,6 +55,7 @@ class Parent:
         """Take who is to be run."""
         self._settings = settings
         self._family = Family([ChildState(spec) for spec in children])
+        self._stopping = False
 
     def run(self) -> int:
         """Keep the children alive until told to end."""
@@ -92,12 +93,12 @@ class Parent:
             state = self._family.by_pid(pid)
             if state is not None:
                 pause_s = state.ended(time.monotonic())
-                log.warning(
-                    "%s (process %d) ended with %s, starts again in %.1f s",
-                    state.spec.name, pid, _meaning(status), pause_s,
-                )
+                log.warning("%s (process %d) ended with %s", state.spec.name, pid, _meaning(status))
+                if not self._stopping:
+                    log.info("%s starts again in %.1f s", state.spec.name, pause_s)
 
     def _stop(self) -> int:
+        self._stopping = True
         for state in self._family.running():
             _signal(state, signal.SIGTERM)
         deadline_s = time.monotonic() + STOP_GRACE_S

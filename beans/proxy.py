@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from beans.errors import (
     BadArguments,
     BadResult,
+    BeanLost,
+    BeanTimeout,
     BeanUnavailable,
     CallTooDeep,
     InterfaceMismatch,
@@ -27,14 +29,14 @@ from facade.contract.settings import Settings
 
 if TYPE_CHECKING:
     from beans.base import Bean, Call, JobSpec, MethodSpec
-    from beans.sender import Sender
+    from beans.sender import PendingCall, Sender
 
 STATION = "station"
 HANDLES_LIMIT = 1_000
 HANDLE_FRESH_S = 30.0
 """How long a process uses a handle before it asks again; a stale one costs one more round."""
 NEVER = "never"
-FIND_TIMEOUT_S = 5.0
+FIND_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,13 @@ class Found:
     version: str
     instance: str
     until_s: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back from a call; the value may be None."""
+
+    value: Any
 
 
 class BeanProxy:
@@ -116,13 +125,20 @@ class Federation:
         )
         if bean != STATION:
             self._handle(host, bean)
-        if not sender.send(call):
+        try:
+            result = self._exchange(sender, call)
+        except BeanLost:
+            if not spec.idempotent:
+                raise
+            result = None
+        if result is None:
             self.forget(host, bean)
             if bean == STATION or not self._look_up(host, bean, fresh=True):
                 raise self.unavailable(host, bean)
-            if not sender.send(call):
-                raise self.unavailable(host, bean)
-        return self._check_result(host, bean, spec, sender.receive(call))
+            result = self._exchange(sender, call)
+        if result is None:
+            raise self.unavailable(host, bean)
+        return self._check_result(host, bean, spec, result.value)
 
     def follow(self, host: str, bean: str, job: str, **arguments: Any) -> str:
         """Send a task to the bean's jobs queue on this own host; gives its task id.
@@ -167,6 +183,10 @@ class Federation:
         if sender is not None:
             sender.close()
 
+    @staticmethod
+    def _exchange(sender: "Sender", call: "PendingCall") -> "Answer | None":
+        return Answer(sender.receive(call)) if sender.send(call) else None
+
     def _handle(self, host: str, bean: str) -> None:
         with self._lock:
             found = self._handles.get((host, bean))
@@ -206,9 +226,13 @@ class Federation:
         body = {"host": host, "bean": bean, "fresh": fresh}
         version = _bean_class(STATION).version
         call = sender.new_call(own, STATION, spec, body, 0, version, FIND_TIMEOUT_S)
-        if not sender.send(call):
+        try:
+            result = self._exchange(sender, call)
+        except (BeanLost, BeanTimeout):
             return None
-        answer: dict[str, Any] = self._check_result(own, STATION, spec, sender.receive(call))
+        if result is None:
+            return None
+        answer: dict[str, Any] = self._check_result(own, STATION, spec, result.value)
         return answer
 
     def _ask_exchange(self, host: str, bean: str) -> tuple[str, str] | None:

@@ -11,6 +11,8 @@ SchemaSpec = type[Schema] | Fields | None
 
 HEADER = "trellis"
 """Name of the message header that carries the envelope."""
+KNOWS = "knows"
+"""Name of the task that every bean has beside its methods: has it seen the call of this id?"""
 INTERFACE = "1"
 """Version of the envelope itself; a bean refuses calls of another one."""
 MAX_DEPTH = 4

@@ -4,7 +4,8 @@ A message is sent at most twice (the connection of a pool may have died with a r
 with the same id: the bean recognises the second.
 """
 
-import socket
+import contextlib
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,13 @@ from amqp.exceptions import AMQPError, ChannelError, MessageNacked
 
 from beans.app import CONFIRM_TIMEOUT_S, make_client_app, new_call_id
 from beans.base import MethodSpec
-from beans.errors import BeanBusy, BeanTimeout, ResultStoreUnavailable
-from beans.schemas import HEADER, Envelope
+from beans.errors import BeanBusy, BeanLost, BeanTimeout, ResultStoreUnavailable
+from beans.schemas import HEADER, KNOWS, Envelope
 from beans.wire import from_result
 from broker import topology
 from broker.address import broker_address, broker_user, describe
 from broker.errors import BrokerRefused, BrokerUnavailable
+from facade.contract.errors import TrellisError
 from facade.contract.settings import Settings
 
 SENDS_LIMIT = 2
@@ -28,9 +30,15 @@ ANSWER_GRACE_S = 0.5
 """A call expires in its queue after its time-out; its answer gets a little longer."""
 PERSISTENT = 2
 TRANSIENT = 1
+ALIVE_CHECK_S = 1.0
+"""How often a waiting caller asks whether the bean still has the call."""
+STRANGE_LIMIT = 2
+"""After so many answers that the bean does not know the call, it is lost."""
 NO_ROUTE = 312
-RefusalCodes = frozenset({403, 404, 406})
+REFUSALS = frozenset({403, 404, 406})
 
+# Celery says RuntimeError when it gives up connecting to Redis again.
+_REDIS_GONE = (redis.exceptions.RedisError, RuntimeError)
 _BROKER_GONE = (kombu.exceptions.OperationalError, AMQPError, OSError, kombu.exceptions.LimitExceeded)
 
 
@@ -113,24 +121,71 @@ class Sender:
 
         Raises:
             TrellisError: what the method raised.
+            BeanLost: the bean's worker ended, so that no answer will come.
             BeanTimeout, ResultStoreUnavailable.
         """
         try:
-            value = call.result.get(
-                timeout=call.timeout_s + ANSWER_GRACE_S,
-                propagate=False,
-                disable_sync_subtasks=False,
-            )
+            value = self._wait(call)
             failed = call.result.state != "SUCCESS"
         except celery.exceptions.TimeoutError as error:
             raise BeanTimeout(
                 host=call.host, bean=call.bean, method=call.method, timeout_s=call.timeout_s
             ) from error
-        except (redis.exceptions.RedisError, OSError) as error:
-            raise ResultStoreUnavailable(reason=describe(error)) from error
+        except _REDIS_GONE as error:
+            raise self._redis_gone(error) from error
+        finally:
+            self._drop(call)
         if failed:
             raise from_result(value)
         return value
+
+    def _wait(self, call: PendingCall) -> Any:
+        deadline_s = time.monotonic() + call.timeout_s + ANSWER_GRACE_S
+        strange = 0
+        while True:
+            left_s = deadline_s - time.monotonic()
+            try:
+                return self._get(call, min(left_s, ALIVE_CHECK_S))
+            except celery.exceptions.TimeoutError:
+                if time.monotonic() >= deadline_s:
+                    raise
+            strange = 0 if self._known(call) else strange + 1
+            # Twice: the call may have been on its way from the queue to its thread.
+            if strange >= STRANGE_LIMIT:
+                raise BeanLost(host=call.host, bean=call.bean, method=call.method)
+
+    @staticmethod
+    def _get(call: PendingCall, timeout_s: float) -> Any:
+        return call.result.get(
+            timeout=max(0.0, timeout_s), propagate=False, disable_sync_subtasks=False
+        )
+
+    def _known(self, call: PendingCall) -> bool:
+        """Ask the bean whether it has the call, or had: a worker started since has not."""
+        body = {"call_id": call.call_id}
+        ask = PendingCall(
+            new_call_id(), call.host, call.bean, KNOWS, body, Envelope(), ALIVE_CHECK_S
+        )
+        try:
+            if not self.send(ask):
+                return False
+            return self._get(ask, ask.timeout_s) is not False
+        except (TrellisError, celery.exceptions.TimeoutError):
+            # Busy, or broker or Redis are away: the answer may still come.
+            return True
+        finally:
+            if ask.result is not None:
+                self._drop(ask)
+
+    def _drop(self, call: PendingCall) -> None:
+        """Stop listening for a call's answer, and leave nothing for the interpreter's end."""
+        with contextlib.suppress(*_REDIS_GONE, OSError):
+            self._app.backend.remove_pending_result(call.result)
+        call.result.backend = None
+
+    def _unlisten(self, task_id: str) -> None:
+        with contextlib.suppress(*_REDIS_GONE, OSError):
+            self._app.backend.result_consumer.cancel_for(task_id)
 
     def close(self) -> None:
         """Close the pools."""
@@ -155,24 +210,33 @@ class Sender:
                     **options,
                 )
             except ChannelError as error:
+                self._unlisten(task_id)
                 if error.reply_code == NO_ROUTE:
                     return None
                 raise self._refused(error) from error
             except MessageNacked as error:
                 limit = topology.CALL_QUEUE_LIMIT_MESSAGES
                 raise BeanBusy(host=host, bean=bean, limit=limit) from error
-            except redis.exceptions.RedisError as error:
-                raise ResultStoreUnavailable(reason=describe(error)) from error
+            except _REDIS_GONE as error:
+                raise self._redis_gone(error) from error
             except _BROKER_GONE as error:
-                if attempt == SENDS_LIMIT or isinstance(error, socket.timeout):
+                # A broker that did not answer in time does not answer a second try either.
+                if attempt == SENDS_LIMIT or isinstance(error, TimeoutError):
+                    self._unlisten(task_id)
                     raise self._gone(error) from error
         raise AssertionError("unreachable")
+
+    def _redis_gone(self, error: BaseException) -> ResultStoreUnavailable:
+        # What listens for answers does not come back after it gave up: begin anew.
+        self._app = make_client_app(self._settings)
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None
+        return ResultStoreUnavailable(reason=describe(cause or error))
 
     def _refused(self, error: ChannelError) -> BrokerRefused:
         return BrokerRefused(address=broker_address(self._settings), reason=describe(error))
 
     def _gone(self, error: BaseException) -> BrokerUnavailable | BrokerRefused:
         address = broker_address(self._settings)
-        if getattr(error, "reply_code", None) in RefusalCodes:
+        if getattr(error, "reply_code", None) in REFUSALS:
             return BrokerRefused(address=address, reason=describe(error))
         return BrokerUnavailable(address=address, reason=describe(error))

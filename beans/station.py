@@ -85,7 +85,7 @@ class StationBean(Bean):
         timeout_s=5.0,
     )
     def find(self, host: str, bean: str, fresh: bool) -> dict[str, Any]:
-        """Give a bean's handle, null when it is not there, and when it was last seen.
+        """Give a bean's handle, null when it is not there, and when it last made itself known.
 
         `fresh` asks the bean itself over the lookup exchange, for a caller whose handle failed.
         """
@@ -94,7 +94,7 @@ class StationBean(Bean):
             handle = self._watcher.refresh(host, bean, QUERY_WAIT_S)
         return {
             "handle": _plain(handle) if handle else None,
-            "last_seen": None if handle else self._last_seen(host, bean),
+            "last_seen": self._last_seen(host, bean),
         }
 
     @method(result=HostSchema, many=True)

@@ -22,6 +22,8 @@ from broker.errors import BrokerRefused, BrokerUnavailable
 from facade.contract.settings import Settings
 
 log = logging.getLogger(__name__)
+# It logs each failure several times as an error; here each is raised, or logged once.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 HEARTBEAT_S = 10
 SOCKET_TIMEOUT_S = 3.0

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
@@ -90,6 +91,12 @@ class Servers:
         wait_until(self._api_answers)
         self.api("definitions", definitions(domain, HOSTS, users))
         return domain
+
+    def drop_domain(self, domain):
+        if not self.broker.answers():  # a failed test left it down
+            self.start_broker()
+            wait_until(self._api_answers)
+        self.api(f"vhosts/{domain}", method="DELETE")
 
     def _api_answers(self):
         with contextlib.suppress(OSError):
@@ -193,7 +200,33 @@ class Cluster:
         for host in self.hosts.values():
             host.stop()
         self.federation.close()
-        self.servers.api(f"vhosts/{self.domain}", method="DELETE")
+        self.servers.drop_domain(self.domain)
+
+    @contextlib.contextmanager
+    def task_events(self, note):
+        """Hand every task event to a function meanwhile, as Flower gets them."""
+        from beans.app import make_client_app
+
+        settings = self.servers.settings(self.domain, self.settings["host_a"].host.data_dir, OPS_USER)
+        app = make_client_app(settings)
+        ended = threading.Event()
+        ready = threading.Event()
+
+        def listen():
+            with app.connection() as connection:
+                receiver = app.events.Receiver(connection, handlers={"*": note})
+                with receiver.consumer_context(wakeup=False) as (own, _, _):
+                    ready.set()
+                    while not ended.is_set():
+                        with contextlib.suppress(TimeoutError):
+                            own.drain_events(timeout=0.2)
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        assert ready.wait(10)
+        yield
+        ended.set()
+        thread.join(10)
 
     def proxy(self, host, bean="probe"):
         return self.federation.proxy(host, bean)
@@ -223,6 +256,6 @@ def domain(servers, tmp_path):
     """A virtual host of its own, without beans; gives a function user -> settings."""
     name = servers.make_domain()
     yield lambda user="host_a": servers.settings(name, tmp_path, user)
-    servers.api(f"vhosts/{name}", method="DELETE")
+    servers.drop_domain(name)
 
 

@@ -122,6 +122,7 @@ def plan_create(
             "volume": side.volume,
             "bitmap": side.bitmap,
             "bitmap_path": "",  # its own host fills it in
+            "size_bytes": primary.size_bytes,  # of the set: a larger secondary's rest is not in it
             "block_bytes": block_bytes,
             "autosync": request.autosync,
             "peer_host": peer.host,

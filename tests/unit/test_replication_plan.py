@@ -75,6 +75,7 @@ def test_each_host_gets_its_side_and_the_way_to_the_other():
     assert primary.spec["peer_link"] == "b:2"
     assert secondary.spec["peer_link"] == "a:1"
     assert (primary.size_bytes, secondary.size_bytes) == (100, 200)
+    assert primary.spec["size_bytes"] == secondary.spec["size_bytes"] == 100
     assert primary.init == secondary.init == "dirty"
     assert claims("S", primary.spec) == [
         Use("va", "replication", "S", "primary"),

@@ -25,6 +25,7 @@ cdef class ReplicationLayer(Volume):
     cdef readonly bint volume_failed   # the volume below has failed a write or flush
     cdef object on_bitmap_failed       # called once; True: the failure is durably on record
     cdef readonly uint64_t app_writes  # since engaged
+    cdef uint64_t data_until           # the copier's: data, not hole, up to this offset
 
     cdef int submit_write(self, Io *io) noexcept nogil
     cdef int submit_flush(self, Io *io) noexcept nogil
@@ -33,5 +34,6 @@ cdef class ReplicationLayer(Volume):
     cdef int local_write(self, Io *io) noexcept nogil
     cdef void leave_users(self) noexcept nogil
     cdef int record_bitmap_failure(self, int error) noexcept nogil
+    cdef bint is_hole(self, uint64_t offset, uint64_t length) noexcept nogil
     cdef uint64_t copy_chunk(self, uint64_t start, uint64_t limit, uint64_t *next_block,
                              int *error) noexcept nogil

@@ -162,6 +162,8 @@ cdef class ReplicationLayer(Volume):
         """
         cdef uint64_t done = 0, one, at = start_block
         cdef int error = 0
+        if start_block == 0:
+            self.data_until = 0
         with nogil:
             while done < limit_bytes:
                 one = self.copy_chunk(at, COPY_CHUNK_BYTES >> self.changes.block_shift, &at, &error)
@@ -335,12 +337,25 @@ cdef class ReplicationLayer(Volume):
 
     # ---- copier -----------------------------------------------------------------------------
 
+    cdef bint is_hole(self, uint64_t offset, uint64_t length) noexcept nogil:
+        # Looking for the end of a run of data may cost time that grows with the run, so it is
+        # remembered: reading data that has become a hole since is right too. A hole is looked for
+        # each time, under the lock of its range.
+        cdef uint64_t run = 0
+        cdef bint hole = False
+        if offset + length <= self.data_until:
+            return False
+        if self.lower.extent(offset, self.size_bytes - offset, &run, &hole):
+            return False
+        if not hole:
+            self.data_until = offset + run
+        return hole and run >= length
+
     cdef uint64_t copy_chunk(self, uint64_t start, uint64_t limit, uint64_t *next_block,
                              int *error) noexcept nogil:
-        cdef uint64_t first = 0, count, offset, length, seq, run = 0
+        cdef uint64_t first = 0, count, offset, length, seq
         cdef uint8_t *place = NULL
         cdef int parity = -1
-        cdef bint hole = False
         cdef Io io
         pthread_mutex_lock(&self.changes.lock)
         if not self.sending:
@@ -365,7 +380,7 @@ cdef class ReplicationLayer(Volume):
             error[0] = ESHUTDOWN
             return 0
         self.locks.lock(first, first + count - 1)
-        if self.lower.extent(offset, length, &run, &hole) == 0 and hole and run == length:
+        if self.is_hole(offset, length):
             self.sender.fill(seq, FRAME_ZERO, 0, offset, length, 0)
         else:
             io.op = IO_READ

@@ -69,7 +69,9 @@ def attention(
                 found.append(_item(f"{one['host']}:{volume['name']}", volume["problem"]))
     for one in sets:
         name = str(one["name"])
-        for flag in one["flags"]:
+        # A secondary is marked `applying` for as long as it takes writes: no trouble while it does.
+        usual = {"applying"} if one["state"] in GOOD_STATES else set()
+        for flag in [flag for flag in one["flags"] if flag not in usual]:
             found.append(_item(name, f"{flag}: `trellis replica show {name}`"))
         if one["state"] in ADVICE:
             found.append(_item(name, f"{one['state']}: {ADVICE[one['state']].format(name=name)}"))

@@ -65,9 +65,11 @@ class Follower:
                 self._last = Progress(
                     job["done_bytes"], job["total_bytes"], job["rate_bytes_per_s"]
                 )
-                self.bar.show(self._last)
                 if job["state"] != "running":
+                    self.bar.show(self._last)
                     return job
+                if self._last.total_bytes:  # what is to be done is known a moment after the start
+                    self.bar.show(self._last)
                 self.sleep(pause_s)
                 pause_s = min(POLL_MAX_S, pause_s * 1.5)
         finally:

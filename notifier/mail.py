@@ -59,7 +59,7 @@ def compose(
 def subject(event: Event) -> str:
     """Severity, what it is about, what happened: `[Trellis] WARNING: set1 on host_a: link lost`."""
     about = f"{event.subject} on {event.host}" if event.subject else event.host
-    what = event.name.replace("_", " ")
+    what = event.name.removeprefix("state_").replace("_", " ")
     return one_line(f"[Trellis] {event.severity.upper()}: {about}: {what}", SUBJECT_CHARACTERS_MAX)
 
 

@@ -85,6 +85,8 @@ def remove_file(path: Path) -> None:
     """Remove a file; one that is not there is fine. Raises PathRefused."""
     try:
         path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        return  # its folder is none, so it is not there
     except OSError as error:
         raise PathRefused(path=str(path), reason=error.strerror or str(error)) from error
 

@@ -10,9 +10,9 @@ import uuid
 from typing import Any
 
 import celery.events.event
+import kombu.entity
 from celery import Celery
 from celery.app.control import Control
-from kombu import Exchange, Queue
 from kombu.pidbox import Mailbox
 
 from beans.guard import refuse_compressed
@@ -33,6 +33,10 @@ RESULT_RETRIES = 15
 POOL_THREADS = 32
 SENDER_POOL_LIMIT = 16
 """Connections for sending, of one process."""
+
+# kombu's classes have no types.
+_Queue: Any = kombu.entity.Queue
+_Exchange: Any = kombu.entity.Exchange
 
 _COMMON: dict[str, Any] = {
     "task_serializer": "json",
@@ -69,22 +73,30 @@ _COMMON: dict[str, Any] = {
 }
 
 
-class NarrowMailbox(Mailbox):  # type: ignore[misc]  # kombu has no types
+class NarrowMailbox(Mailbox):
     """Celery's remote control with exchanges that the definitions made: none is declared."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Mark both exchanges as made."""
-        super().__init__(*args, **kwargs)
-        self.exchange.no_declare = True
-        self.reply_exchange.no_declare = True
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        made: Any = (self.exchange, self.reply_exchange)
+        for exchange in made:
+            exchange.no_declare = True
 
     def _publish_reply(
-        self, reply: Any, exchange: str, routing_key: str, ticket: str,
-        channel: Any = None, producer: Any = None, **options: Any,
+        self,
+        reply: Any,
+        exchange: str,
+        routing_key: str,
+        ticket: str,
+        channel: Any = None,
+        producer: Any = None,
+        **options: Any,
     ) -> None:
         if exchange != topology.CONTROL_REPLY:
             return
-        sent_to = channel or self.connection.default_channel
+        connection: Any = self.connection
+        sent_to = channel or connection.default_channel
         with self.producer_or_acquire(producer, sent_to) as sender:
             sender.publish(
                 reply,
@@ -96,13 +108,13 @@ class NarrowMailbox(Mailbox):  # type: ignore[misc]  # kombu has no types
             )
 
 
-class NarrowControl(Control):  # type: ignore[misc]
+class NarrowControl(Control):
     """Remote control over the narrow mailbox."""
 
     Mailbox = NarrowMailbox
 
 
-class FederationApp(Celery):  # type: ignore[misc]
+class FederationApp(Celery):
     """A Celery application whose senders give up in seconds."""
 
     def connection_for_write(self, url: str | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -123,7 +135,15 @@ def make_client_app(settings: Settings, name: str = "trellis") -> Celery:
     Raises:
         SettingsMissing: the settings lack the broker or Redis.
     """
-    settings.need("broker", "redis")
+    return make_onlooker_app(settings.need("broker", "redis"), name)
+
+
+def make_onlooker_app(settings: Settings, name: str = "trellis") -> Celery:
+    """Make the application of one who only looks on (Flower) and may have no Redis.
+
+    Raises:
+        SettingsMissing: the settings lack the broker.
+    """
     refuse_compressed()
     # It warns of every call that finds no route.
     logging.getLogger("amqp").setLevel(logging.ERROR)
@@ -132,7 +152,8 @@ def make_client_app(settings: Settings, name: str = "trellis") -> Celery:
     app = FederationApp(name, set_as_current=False, control=NarrowControl)
     app.conf.update(_COMMON)
     app.conf.broker_url = ";".join(broker_urls(settings))
-    app.conf.result_backend = settings.redis.url
+    if settings.redis.url:
+        app.conf.result_backend = settings.redis.url
     app.conf.result_backend_transport_options = {"retry_policy": REDIS_RETRY}
     return app
 
@@ -154,10 +175,10 @@ def make_worker_app(settings: Settings, bean: str, *, jobs: bool = False) -> Cel
     return app
 
 
-def call_queue(host: str, bean: str) -> Queue:
+def call_queue(host: str, bean: str) -> Any:
     """The transient queue of a bean's calls; it ends with the worker, which tells callers."""
     name = topology.call_queue(host, bean)
-    return Queue(
+    return _Queue(
         name,
         exchange=_beans_exchange(),
         routing_key=name,
@@ -167,10 +188,10 @@ def call_queue(host: str, bean: str) -> Queue:
     )
 
 
-def jobs_queue(host: str, bean: str) -> Queue:
+def jobs_queue(host: str, bean: str) -> Any:
     """The durable queue of the tasks that follow a bean's jobs."""
     name = topology.jobs_queue(host, bean)
-    return Queue(
+    return _Queue(
         name,
         exchange=_beans_exchange(),
         routing_key=name,
@@ -184,5 +205,5 @@ def new_call_id() -> str:
     return str(uuid.uuid4())
 
 
-def _beans_exchange() -> Exchange:
-    return Exchange(topology.BEANS, type="topic", no_declare=True)
+def _beans_exchange() -> Any:
+    return _Exchange(topology.BEANS, type="topic", no_declare=True)

@@ -71,7 +71,7 @@ class CallMemory:
 
 
 class SeenCalls:
-    """Ids of calls that reached this worker, for callers who wonder whether it still is the same."""
+    """Ids of calls that came to this worker, so that callers can ask whether it has theirs."""
 
     def __init__(self, limit: int = SEEN_CALLS_LIMIT) -> None:
         """Keep the latest `limit` ids."""

@@ -1,17 +1,17 @@
 """Errors of bean calls.
 
-    TrellisError
-    +- UnreachableError                  the command line ends with status 3
-    |  +- BeanUnavailable                no such bean is there now
-    |  +- BeanLost                       it ended with the call in hand
-    |  +- BeanTimeout                    it is there and did not answer in time
-    |  +- ResultStoreUnavailable         Redis does not answer
-    +- BeanCrashed                       a bug in the bean: an exception that nobody foresaw
-    +- BeanBusy                          too much at once, safe to try again
-    +- CallError                         the call itself is wrong: a bug, or another version
-       +- UnknownMethod  BadArguments  BadResult  InterfaceMismatch  BadEnvelope
-       +- CallTooDeep  PeerNotLeaf
-    +- UnknownBean                       this build has no such bean
+TrellisError
++- UnreachableError                  the command line ends with status 3
+|  +- BeanUnavailable                no such bean is there now
+|  +- BeanLost                       it ended with the call in hand
+|  +- BeanTimeout                    it is there and did not answer in time
+|  +- ResultStoreUnavailable         Redis does not answer
++- BeanCrashed                       a bug in the bean: an exception that nobody foresaw
++- BeanBusy                          too much at once, safe to try again
++- CallError                         the call itself is wrong: a bug, or another version
+   +- UnknownMethod  BadArguments  BadResult  InterfaceMismatch  BadEnvelope
+   +- CallTooDeep  PeerNotLeaf
++- UnknownBean                       this build has no such bean
 """
 
 from facade.contract.errors import TrellisError, UnreachableError

@@ -22,8 +22,18 @@ REPR_LIMIT_CHARACTERS = 4096
 NESTING_LIMIT = 32
 CONSUMER_HEARTBEAT_S = 10
 _TASK_ID = re.compile(r"[0-9a-f-]{8,64}")
-_SHORT = ("group", "root_id", "parent_id", "shadow", "origin", "lang", "stamped_headers", "stamps",
-          "group_index", "replaced_task_nesting")
+_SHORT = (
+    "group",
+    "root_id",
+    "parent_id",
+    "shadow",
+    "origin",
+    "lang",
+    "stamped_headers",
+    "stamps",
+    "group_index",
+    "replaced_task_nesting",
+)
 _TEXT = ("argsrepr", "kwargsrepr")
 
 
@@ -39,16 +49,14 @@ def problem(app: Celery, message: Any) -> str | None:
     return _body(message.body)
 
 
-class SafeConsumer(Consumer):  # type: ignore[misc]  # celery has no types
+class SafeConsumer(Consumer):
     """Celery's consumer behind the guard, without the step that declares 28 delay queues."""
 
-    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
+    class Blueprint(Consumer.Blueprint):
         """The steps of a consumer, without delayed delivery: nothing here has an eta."""
 
-        default_steps = [  # noqa: RUF012  (celery's own form)
-            step
-            for step in Consumer.Blueprint.default_steps
-            if "delayed_delivery" not in str(step)
+        default_steps = [
+            step for step in Consumer.Blueprint.default_steps if "delayed_delivery" not in str(step)
         ]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on standard error, with the task's id where there is one."""
+"""Structured logs: one JSON object a line on standard error, with the task's id if there is one."""
 
 import json
 import logging

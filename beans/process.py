@@ -34,7 +34,9 @@ SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; exit status 2 for settings that are not understood."""
-    parser = argparse.ArgumentParser(prog="trellis-beans", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="trellis-beans", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--config", type=Path, help="settings file; else TRELLIS_CONFIG")
     options = parser.parse_args(arguments)
     log_to_stderr("trellis-beans")

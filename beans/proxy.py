@@ -261,7 +261,11 @@ class Federation:
             raise PeerNotLeaf(host=host, bean=bean, method=method, ours=own, problem="peer")
         if within.depth + 1 > MAX_DEPTH:
             raise CallTooDeep(
-                host=host, bean=bean, method=method, depth=within.depth + 1, limit=MAX_DEPTH,
+                host=host,
+                bean=bean,
+                method=method,
+                depth=within.depth + 1,
+                limit=MAX_DEPTH,
                 problem="depth",
             )
         return within.depth + 1

@@ -25,6 +25,8 @@ class Strict(Schema):
     """Base of bean schemas: a key that is not declared is an error, on both sides."""
 
     class Meta:
+        """Marshmallow's options."""
+
         unknown = RAISE
 
 
@@ -76,6 +78,8 @@ class EnvelopeSchema(Schema):
     """Checks the envelope; keys of later versions are left aside."""
 
     class Meta:
+        """Marshmallow's options."""
+
         unknown = EXCLUDE
 
     depth = fields.Integer(required=True, strict=True, validate=validate.Range(0, DEPTH_READABLE))

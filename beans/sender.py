@@ -12,7 +12,11 @@ from typing import Any
 import celery.exceptions
 import kombu.exceptions
 import redis.exceptions
-from amqp.exceptions import AMQPError, ChannelError, MessageNacked
+from amqp.exceptions import (  # type: ignore[import-untyped]
+    AMQPError,
+    ChannelError,
+    MessageNacked,
+)
 
 from beans.app import CONFIRM_TIMEOUT_S, make_client_app, new_call_id
 from beans.base import MethodSpec
@@ -39,7 +43,12 @@ REFUSALS = frozenset({403, 404, 406})
 
 # Celery says RuntimeError when it gives up connecting to Redis again.
 _REDIS_GONE = (redis.exceptions.RedisError, RuntimeError)
-_BROKER_GONE = (kombu.exceptions.OperationalError, AMQPError, OSError, kombu.exceptions.LimitExceeded)
+_BROKER_GONE = (
+    kombu.exceptions.OperationalError,
+    AMQPError,
+    OSError,
+    kombu.exceptions.LimitExceeded,
+)
 
 
 @dataclass
@@ -192,8 +201,15 @@ class Sender:
         self._app.close()
 
     def _publish(
-        self, *, task: str, task_id: str, body: dict[str, Any], routing_key: str,
-        host: str, bean: str, **options: Any,
+        self,
+        *,
+        task: str,
+        task_id: str,
+        body: dict[str, Any],
+        routing_key: str,
+        host: str,
+        bean: str,
+        **options: Any,
     ) -> Any:
         for attempt in range(1, SENDS_LIMIT + 1):
             try:

@@ -8,7 +8,7 @@ from facade.contract.errors import RemoteError, TrellisError, error_from_wire, e
 TEXT_LIMIT_CHARACTERS = 2000
 
 
-class CallFailed(Exception):  # noqa: N818  (a result, not a leaf of the error tree)
+class CallFailed(Exception):
     """What a task raises: its only argument is the wire form of a TrellisError.
 
     Celery stores class name and arguments as JSON; Flower shows the task as failed with them.

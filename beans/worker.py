@@ -24,7 +24,7 @@ JOBS_THREADS = 8
 """Jobs of one bean that are followed at a time; more of them wait in the queue."""
 
 
-class BeanWorker(celery_worker.Worker):  # type: ignore[misc]  # celery has no types
+class BeanWorker(celery_worker.Worker):
     """Celery's worker with the signal handlers of a child of `trellis-beans`."""
 
     def install_platform_tweaks(self, worker: Any) -> None:

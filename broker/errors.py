@@ -1,12 +1,12 @@
 """Errors of the federation.
 
-    TrellisError
-    +- UnreachableError
-    |  +- BrokerUnavailable    nobody answers at the broker's addresses, or it stopped answering
-    +- BrokerRefused           it answers and says no: password, permission, virtual host
-    +- MalformedMessage        a message that is not what its exchange carries
-    +- OutboxFull              the local outbox is at its limit
-    +- OutboxFailed            the local outbox cannot be written
+TrellisError
++- UnreachableError
+|  +- BrokerUnavailable    nobody answers at the broker's addresses, or it stopped answering
++- BrokerRefused           it answers and says no: password, permission, virtual host
++- MalformedMessage        a message that is not what its exchange carries
++- OutboxFull              the local outbox is at its limit
++- OutboxFailed            the local outbox cannot be written
 """
 
 from facade.contract.errors import TrellisError, UnreachableError
@@ -40,7 +40,9 @@ class OutboxFull(TrellisError):
     """The outbox holds as many unsent events as it may."""
 
     code = "outbox_full"
-    message = "{path} holds {count} events not yet relayed, of at most {limit}; the event was kept back."
+    message = (
+        "{path} holds {count} events not yet relayed, of at most {limit}; the event was kept back."
+    )
     hint = "Bring the broker back; the station then relays them and the engine's follow."
 
 

@@ -82,8 +82,7 @@ def read_handle(document: Any) -> Handle:
         if not isinstance(value, str) or not 0 < len(value) <= _NAME_LIMIT_CHARACTERS:
             raise ValueError(f"{key} is {value!r:.50}")
     lease_s = document.get("lease_s")
-    proper = isinstance(lease_s, int | float) and not isinstance(lease_s, bool)
-    if not proper or not 0 < lease_s <= LEASE_LIMIT_S:
+    if type(lease_s) not in (int, float) or not 0 < float(lease_s or 0) <= LEASE_LIMIT_S:
         raise ValueError(f"lease_s is {lease_s!r:.50}, it must be above 0 and at most 60")
     handle = Handle(**{key: document[key] for key in Handle.__dataclass_fields__})
     if handle.queue != t.call_queue(handle.host, handle.bean):
@@ -167,6 +166,7 @@ class LookupTable:
 
     def wait_for(self, host: str, bean: str, since: float, timeout_s: float) -> Handle | None:
         """Wait for an announcement made after `since` (of the table's clock)."""
+
         def fresh() -> bool:
             entry = self._entries.get((host, bean))
             return entry is not None and entry[2] >= since

@@ -133,9 +133,7 @@ class Outbox:
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
-            database = sqlite3.connect(
-                self.path, timeout=BUSY_TIMEOUT_S, check_same_thread=False
-            )
+            database = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
             database.execute("PRAGMA journal_mode = WAL")
             # Whoever hands an event over forgets it when `put` returns.
             database.execute("PRAGMA synchronous = FULL")

@@ -76,8 +76,7 @@ class Servers:
             method=method or ("GET" if document is None else "POST"),
             headers={
                 "content-type": "application/json",
-                "authorization": "Basic "
-                + base64.b64encode(f"admin:{PASSWORD}".encode()).decode(),
+                "authorization": "Basic " + base64.b64encode(f"admin:{PASSWORD}".encode()).decode(),
             },
         )
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -117,9 +116,7 @@ class Servers:
         folder = base / user
         (folder / "run").mkdir(parents=True, exist_ok=True)
         return Settings(
-            host=HostSettings(
-                name=name, domain=domain, data_dir=folder, run_dir=folder / "run"
-            ),
+            host=HostSettings(name=name, domain=domain, data_dir=folder, run_dir=folder / "run"),
             broker=BrokerSettings(
                 urls=(f"amqp://{user}:{PASSWORD}@127.0.0.1:{self.broker.amqp_port}",)
             ),
@@ -141,7 +138,10 @@ class Host:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.federation.host", str(config)],
-                cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
             )
 
     def children(self):
@@ -207,7 +207,9 @@ class Cluster:
         """Hand every task event to a function meanwhile, as Flower gets them."""
         from beans.app import make_client_app
 
-        settings = self.servers.settings(self.domain, self.settings["host_a"].host.data_dir, OPS_USER)
+        settings = self.servers.settings(
+            self.domain, self.settings["host_a"].host.data_dir, OPS_USER
+        )
         app = make_client_app(settings)
         ended = threading.Event()
         ready = threading.Event()
@@ -257,5 +259,3 @@ def domain(servers, tmp_path):
     name = servers.make_domain()
     yield lambda user="host_a": servers.settings(name, tmp_path, user)
     servers.drop_domain(name)
-
-

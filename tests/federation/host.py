@@ -1,4 +1,4 @@
-"""Runs a host's beans (station and probe) as `trellis-beans` does: `python -m ... SETTINGS.pickle`."""
+"""Runs a host's station and probe as `trellis-beans` does: `python -m ... SETTINGS.pickle`."""
 
 import logging
 import os

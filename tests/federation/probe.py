@@ -101,9 +101,7 @@ class ProbeBean(Bean):
     @method(args={"subject": fields.String(), "count": fields.Integer()})
     def poke(self, subject, count):
         for number in range(count):
-            self.post(
-                events.new_event("probe", "poked", self.host, subject, count=number)
-            )
+            self.post(events.new_event("probe", "poked", self.host, subject, count=number))
 
     @method(result={"task_id": fields.String()})
     def begin(self):

@@ -3,12 +3,13 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from beans.errors import BeanUnavailable
 from beans.sender import Sender
-from broker.lookup import Registrar, Watcher, LookupTable, make_handle, query
+from broker.lookup import LookupTable, Registrar, Watcher, make_handle, query
 from tests.federation.conftest import wait_until
 from tests.federation.test_calls import raw_call
 
@@ -43,7 +44,7 @@ def test_killed_worker_is_unavailable_then_started_again_and_found(cluster):
     assert cluster.proxy("host_b").echo(text="x")
     pid = host.children()["probe"]
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
     # The handle is still kept here and in the station; the queue has gone with the worker.
     with pytest.raises(BeanUnavailable) as caught:
         cluster.proxy("host_b").echo(text="x")
@@ -60,7 +61,7 @@ def test_children_die_with_a_killed_parent(servers, domain, tmp_path):
     pids = wait_until(lambda: len(host.children()) == 3 and host.children())
     host.process.kill()
     host.process.wait()
-    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids.values()), 10)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), 10)
 
 
 def test_station_sees_a_clean_leave_at_once_and_a_killed_registrar_by_its_lease(cluster, domain):

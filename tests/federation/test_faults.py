@@ -32,9 +32,7 @@ def notifier(cluster, tmp_path):
     """A durable subscriber of host_a's events; gives what it got."""
     got = []
     settings = cluster.servers.settings(cluster.domain, tmp_path, NOTIFIER_USER)
-    subscriber = EventSubscriber(
-        settings, got.append, name="test", patterns=["host_a.probe.#"]
-    )
+    subscriber = EventSubscriber(settings, got.append, name="test", patterns=["host_a.probe.#"])
     subscriber.start()
     assert subscriber.ready.wait(10)
     yield got

@@ -9,8 +9,8 @@ from pika.exceptions import ChannelClosedByBroker
 from broker import topology as t
 from broker.connection import connect
 from broker.definitions import NOTIFIER_USER
-from broker.events import EventPublisher
 from broker.errors import BrokerRefused
+from broker.events import EventPublisher
 from broker.lookup import make_handle
 from facade.contract.events import new_event
 
@@ -39,9 +39,7 @@ def publish(channel, exchange, key, user="host_a"):
 def test_own_queues_are_allowed(channel):
     channel.queue_declare("host_a.probe", auto_delete=True)
     channel.queue_bind("host_a.probe", t.BEANS, "host_a.probe")
-    channel.queue_declare(
-        "host_a.probe.jobs", durable=True, arguments=t.JOBS_QUEUE_ARGUMENTS
-    )
+    channel.queue_declare("host_a.probe.jobs", durable=True, arguments=t.JOBS_QUEUE_ARGUMENTS)
     publish(channel, t.BEANS, "host_b.probe")
     publish(channel, t.EVENTS, "host_a.probe.info.x")
     publish(channel, t.LOOKUP, "query.host_b.probe")

@@ -1,7 +1,8 @@
 from pathlib import Path
 
+from typing_extensions import Buffer
+
 from facade.engine.bitmap_header import BitmapHeader
-from facade.engine.checksum import Buffer
 
 class Bitmap:
     size_bytes: int

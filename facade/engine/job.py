@@ -35,6 +35,7 @@ class Job:
         self.ended_at: str | None = None
         self.cancelled = threading.Event()
         self.ended = threading.Event()
+        self._ended_s: float | None = None
         self._marks: list[tuple[float, int]] = [(time.monotonic(), 0)]
 
     def advance(self, done_bytes: int) -> None:
@@ -51,6 +52,7 @@ class Job:
         """End the job; `state` is done, failed or cancelled."""
         self.error = error
         self.ended_at = now()
+        self._ended_s = time.monotonic()
         self.state = state
         self.ended.set()
 
@@ -58,7 +60,7 @@ class Job:
     def rate_bytes_per_s(self) -> int:
         """How fast it has been in the last seconds."""
         (since, before) = self._marks[0]
-        spent_s = time.monotonic() - since
+        spent_s = (self._ended_s or time.monotonic()) - since
         return int((self.done_bytes - before) / spent_s) if spent_s > 0 else 0
 
     def progress(self) -> dict[str, int]:

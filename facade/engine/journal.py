@@ -116,12 +116,10 @@ class Journal:
     def _insert(self, event: Event | None) -> None:
         if event is None:
             return
-        number = self._db.execute("INSERT INTO events (event) VALUES ('')").lastrowid
+        number = self._db.execute("INSERT INTO events (event) VALUES ('')").lastrowid or 0
         document = event.to_wire()
         document["id"] = f"{self.host}-{self._identity[:12]}-{number}"
-        self._db.execute(
-            "UPDATE events SET event=? WHERE number=?", (json.dumps(document), number)
-        )
+        self._db.execute("UPDATE events SET event=? WHERE number=?", (json.dumps(document), number))
         self._db.execute("DELETE FROM events WHERE number <= ?", (number - EVENTS_KEPT_MAX,))
 
     def _tell(self) -> None:
@@ -137,7 +135,9 @@ class Journal:
             ).fetchall()
         return [(row[0], json.loads(row[1])) for row in rows]
 
-    def wait_events(self, number: int, limit: int, wait_s: float) -> list[tuple[int, dict[str, Any]]]:
+    def wait_events(
+        self, number: int, limit: int, wait_s: float
+    ) -> list[tuple[int, dict[str, Any]]]:
         """Like events_after, but waits up to `wait_s` for the first one."""
         with self.new_event:
             found = self.events_after(number, limit)

@@ -2,7 +2,7 @@
 
 TrellisError
   LinkError    LinkUnreachable LinkBroken LinkRefused LinkVersion
-  TargetError  TargetInUse WouldLoseWrites PeerNotReady
+  TargetError  TargetInUse WouldLoseWrites PeerNotReady SizeDiffers
 """
 
 from facade.contract.errors import TrellisError
@@ -73,3 +73,14 @@ class PeerNotReady(TargetError):
     code = "peer_not_ready"
     message = "{host} cannot take part in a synchronisation of {name}: {reason}."
     hint = "`trellis replica show {name} --host {host}` tells how things stand there."
+
+
+class SizeDiffers(TargetError):
+    """A volume has another size than when its set was made."""
+
+    code = "size_differs"
+    message = (
+        "The volume {volume} has {size_bytes} bytes, but its set {name} was made for"
+        " {set_bytes} bytes."
+    )
+    hint = "Give it its old size back, or delete the set and create it anew."

@@ -1,7 +1,8 @@
 from collections.abc import Callable
 
+from typing_extensions import Buffer
+
 from facade.engine.change_map import ChangeMap
-from facade.engine.checksum import Buffer
 
 class LinkSender:
     sent_bytes: int

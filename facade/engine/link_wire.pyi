@@ -1,4 +1,4 @@
-from facade.engine.checksum import Buffer
+from typing_extensions import Buffer
 
 HEADER_SIZE_BYTES: int
 PAYLOAD_LIMIT: int

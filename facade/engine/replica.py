@@ -19,6 +19,7 @@ from facade.engine.bitmap_header import BitmapHeader
 from facade.engine.change_map import ChangeMap
 from facade.engine.job import Job
 from facade.engine.journal import Journal
+from facade.engine.link_errors import SizeDiffers
 from facade.engine.open_volumes import OpenVolume
 from facade.engine.replica_spec import ReplicaSpec
 from facade.engine.replication import ReplicationLayer
@@ -43,7 +44,8 @@ class Replica:
         self._lock = threading.RLock()
         self._state = states.DISABLED
         self._flags: frozenset[str] = frozenset()
-        self.changes = ChangeMap(spec.bitmap_path, volume.file.size_bytes, spec.block_bytes)
+        _check_size(spec, volume)
+        self.changes = ChangeMap(spec.bitmap_path, spec.size_bytes, spec.block_bytes)
         self.layer = ReplicationLayer(volume.file, self.changes, self._bitmap_failed)
 
     # ---- what is ----------------------------------------------------------------------------
@@ -74,7 +76,9 @@ class Replica:
             "name": self.spec.name,
             "role": self.spec.role,
             "state": self._state,
-            "flags": sorted(self.flags),
+            # A target that is followed is always applying: that is what the state says. The mark
+            # matters after a crash, when it has become sync_needed.
+            "flags": sorted(self.flags - {"applying"}),
             "dirty_blocks": self.dirty_blocks(),
             "block_bytes": self.spec.block_bytes,
             "progress": job.progress() if job is not None and running else None,
@@ -106,8 +110,8 @@ class Replica:
             self._flags = flags
         for event in events:
             self.journal.record(event)
-        event = None if init == "resume" else self._event("set_enabled")
-        self.journal.change(self.spec.set_id, self.spec.name, self._state, flags, event)
+        enabled = None if init == "resume" else self._event("set_enabled")
+        self.journal.change(self.spec.set_id, self.spec.name, self._state, flags, enabled)
 
     def _first_header(self, set_id: bytes) -> BitmapHeader:
         return BitmapHeader(
@@ -208,3 +212,18 @@ class Replica:
                 return False
             self._flags = flags
             return True
+
+
+def _check_size(spec: ReplicaSpec, volume: OpenVolume) -> None:
+    """Refuse a volume that is not as long as the set: what lies past its end would be lost."""
+    size_bytes = volume.file.size_bytes
+    fits = (
+        size_bytes == spec.size_bytes if spec.role == "primary" else size_bytes >= spec.size_bytes
+    )
+    if not fits:
+        raise SizeDiffers(
+            volume=spec.volume,
+            name=spec.name,
+            size_bytes=size_bytes,
+            set_bytes=spec.size_bytes,
+        )

@@ -76,9 +76,7 @@ class Source:
             self._fail(job, FAILED, error, str(error))
         except OSError as error:
             reason = self._peer_left or error.strerror or str(error)
-            self._fail(
-                job, FAILED, LinkBroken(peer=replica.spec.peer_host, reason=reason), reason
-            )
+            self._fail(job, FAILED, LinkBroken(peer=replica.spec.peer_host, reason=reason), reason)
         except Exception as error:
             log.exception("job %s of %s", job.job_id, replica.spec.name)
             fault = EngineFault(reason=f"{type(error).__name__}: {error}")
@@ -119,9 +117,7 @@ class Source:
 
     def _attach(self, request: SyncRequest) -> LinkConnection:
         spec = self.replica.spec
-        connection = dial(
-            request.peer_link, self.secret, self.host, spec.peer_host, spec.set_id
-        )
+        connection = dial(request.peer_link, self.secret, self.host, spec.peer_host, spec.set_id)
         self._connection = connection
         connection.send(
             "attach",
@@ -149,9 +145,7 @@ class Source:
 
     def _start_sending(self, connection: LinkConnection) -> LinkSender:
         connection.set_timeout(LINK_TIMEOUT_S)
-        sender = LinkSender(
-            connection.fileno(), self.replica.changes, LINK_TIMEOUT_S, KEEPALIVE_S
-        )
+        sender = LinkSender(connection.fileno(), self.replica.changes, LINK_TIMEOUT_S, KEEPALIVE_S)
         self.sender = sender
         self.replica.connected = True
         self._start(sender.run_sender, "sender")
@@ -159,9 +153,7 @@ class Source:
         return sender
 
     def _start(self, body: Any, name: str) -> None:
-        thread = threading.Thread(
-            target=body, name=f"{name}:{self.replica.spec.name}", daemon=True
-        )
+        thread = threading.Thread(target=body, name=f"{name}:{self.replica.spec.name}", daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -296,5 +288,3 @@ class Source:
         replica.connected = False
         if self._connection is not None:
             self._connection.close()
-
-

@@ -19,6 +19,7 @@ class ReplicaSpec:
     mode: str  # "sync"
     volume: str
     bitmap_path: Path
+    size_bytes: int  # the set's: the primary's size; a secondary may be larger
     block_bytes: int
     peer_host: str
     peer_volume: str

@@ -159,14 +159,11 @@ class Target:
             remove = frozenset()
         replica.layer.set_target(False)
         if "sync_needed" in replica.flags:
-            event = "sync_needed"
-            data = {}
+            replica.change(trigger, "sync_needed", remove=remove)
         elif trigger == "link_lost":
-            event = "link_lost"
-            data = {"reason": reason}
+            replica.change(trigger, "link_lost", remove=remove, reason=reason)
         else:
-            event, data = None, {}
-        replica.change(trigger, event, remove=remove, **data)
+            replica.change(trigger, None, remove=remove)
 
     def leave(self, reason: str) -> None:
         """End the link in order, from this side: the source learns that it was meant."""

@@ -216,6 +216,11 @@ cdef class ReplicationLayer(Volume):
         cdef uint64_t first = io.offset >> self.changes.block_shift
         cdef uint64_t last = (io.offset + io.length - 1) >> self.changes.block_shift
         cdef uint64_t ticket
+        # A secondary may be longer than its set: what lies past the set's end is nobody's copy.
+        if first >= self.changes.blocks:
+            return EPERM if self.target else self.local_write(io)
+        if last >= self.changes.blocks:
+            last = self.changes.blocks - 1
         cdef int parity, error = 0
         cdef bint sending
         pthread_mutex_lock(&self.changes.lock)
@@ -371,7 +376,7 @@ cdef class ReplicationLayer(Volume):
             return 0
         next_block[0] = first + count
         offset = first << self.changes.block_shift
-        length = min(count << self.changes.block_shift, self.size_bytes - offset)
+        length = min(count << self.changes.block_shift, self.changes.size_bytes - offset)
         # Room in the ring first: whoever waits for it must hold no lock that a writer wants.
         seq = self.sender.reserve(<uint32_t> length, WAIT_REMOTE, parity, NULL, &place)
         if not seq:

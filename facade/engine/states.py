@@ -31,7 +31,9 @@ TRANSITIONS: Final = (
     Transition(LOGGING, "boot", LOGGING, "nothing: the bitmap covers every difference"),
     Transition(SYNCING, "boot", LOGGING, "nothing: a target keeps sync_needed"),
     Transition(REPLICATING, "boot", LOGGING, "a target that was applying gets sync_needed"),
-    Transition(LOGGING, "sync", SYNCING, "merged map on the source, then sync_needed on the target"),
+    Transition(
+        LOGGING, "sync", SYNCING, "merged map on the source, then sync_needed on the target"
+    ),
     Transition(SYNCING, "synced", REPLICATING, "flush on both sides, then sync_needed removed"),
     Transition(SYNCING, "log", LOGGING, "nothing: bits stay until both sides have flushed"),
     Transition(SYNCING, "link_lost", LOGGING, "nothing: bits stay until both sides have flushed"),

@@ -144,13 +144,15 @@ class EngineProcess:
 class Pair:
     """A replication set between two engines."""
 
-    def __init__(self, a: EngineProcess, b: EngineProcess, size_bytes: int) -> None:
+    def __init__(
+        self, a: EngineProcess, b: EngineProcess, size_bytes: int, secondary_bytes: int = 0
+    ) -> None:
         self.a, self.b = a, b
         self.size_bytes = size_bytes
         self.set_id = uuid.uuid4().hex
         self.peer_link = b.address
         a.make_volume("data", size_bytes)
-        b.make_volume("data", size_bytes)
+        b.make_volume("data", secondary_bytes or size_bytes)
 
     def spec(self, engine: EngineProcess, block_bytes: int = BLOCK_BYTES) -> dict[str, Any]:
         other = self.b if engine is self.a else self.a
@@ -167,6 +169,7 @@ class Pair:
             "volume": "data",
             "bitmap": None,
             "bitmap_path": str(bitmap),
+            "size_bytes": self.size_bytes,
             "block_bytes": block_bytes,
             "autosync": False,
             "peer_host": other.host,

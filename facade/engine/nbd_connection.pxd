@@ -48,6 +48,8 @@ cdef class Connection:
     cdef Step wait_for_room(self) noexcept nogil
     # Hand the batch to the outbox and take back what has been sent.
     cdef Step send_batch(self) noexcept nogil
+    # The same, and send what others left in the outbox.
+    cdef Step flush_outbox(self) noexcept nogil
     cdef void reclaim(self) noexcept nogil
     # Receive into the input, at most `most` bytes.
     cdef Step fill_input(self, size_t most) noexcept nogil

@@ -179,11 +179,12 @@ cdef class Connection:
         return CONNECTION_LOST if self.used_requests == before else GO_ON
 
     cdef Step send_batch(self) noexcept nogil:
-        cdef int error = 0
-        if self.batch.first != NULL:
-            error = outbox_send(&self.outbox, &self.batch)
-            self.batch_bytes = 0
-            self.reclaim()
+        return self.flush_outbox() if self.batch.first != NULL else GO_ON
+
+    cdef Step flush_outbox(self) noexcept nogil:
+        cdef int error = outbox_send(&self.outbox, &self.batch)
+        self.batch_bytes = 0
+        self.reclaim()
         return GO_ON if error == 0 else CONNECTION_LOST
 
     cdef void reclaim(self) noexcept nogil:
@@ -250,6 +251,9 @@ cdef class Connection:
             if has_pending:
                 count = recv(self.fd, data, room, MSG_DONTWAIT)
             else:
+                # The last to complete may have found the socket full; nobody else sends it now.
+                if self.outbox.queue.first != NULL and self.flush_outbox() != GO_ON:
+                    return -1
                 count = self.receive_soon(data, room)
                 if count < 0 and errno == EAGAIN:
                     count = recv(self.fd, data, room, 0)

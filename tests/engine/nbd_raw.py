@@ -50,12 +50,16 @@ class RawClient:
     def __init__(self, path: Path, *, transmission: bool = True) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(TIMEOUT_S)
-        self.socket.connect(str(path))
-        self.greeting = self.take(18)
-        if transmission:
-            self.send(struct.pack(">I", 3) + option(OPT_GO, go_data()))
-            while self.take_option_reply()[1] != 1:
-                pass
+        try:
+            self.socket.connect(str(path))
+            self.greeting = self.take(18)
+            if transmission:
+                self.send(struct.pack(">I", 3) + option(OPT_GO, go_data()))
+                while self.take_option_reply()[1] != 1:
+                    pass
+        except BaseException:
+            self.socket.close()
+            raise
 
     def __enter__(self) -> RawClient:
         return self
@@ -67,13 +71,14 @@ class RawClient:
         self.socket.sendall(data)
 
     def take(self, length: int) -> bytes:
-        data = b""
-        while len(data) < length:
-            piece = self.socket.recv(length - len(data))
-            if not piece:
-                raise EOFError(f"the server closed after {len(data)} of {length} bytes")
-            data += piece
-        return data
+        data = bytearray(length)
+        room, done = memoryview(data), 0
+        while done < length:
+            count = self.socket.recv_into(room[done:])
+            if not count:
+                raise EOFError(f"the server closed after {done} of {length} bytes")
+            done += count
+        return bytes(data)
 
     def take_option_reply(self) -> tuple[int, int, bytes]:
         magic, number, kind, length = struct.unpack(">QIII", self.take(20))

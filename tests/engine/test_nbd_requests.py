@@ -279,6 +279,15 @@ def test_a_client_that_does_not_read_stalls_only_itself(slow: FaultVolume) -> No
             assert lazy.take_reply(1 << 20)[:2] == (0, number)
 
 
+def test_replies_that_the_socket_does_not_take_at_once_arrive(slow: FaultVolume) -> None:
+    with serve(slow) as server:
+        for _ in range(60):
+            with RawClient(server.socket_path) as client:
+                client.send(raw.request(raw.READ, 0, 2 << 20, cookie=5))
+                wait_until(lambda: slow.held == 0)
+                assert client.take_reply(2 << 20) == (0, 5, bytes(2 << 20))
+
+
 def test_pending_requests_in_random_order_with_a_model(bottom: FileVolume) -> None:
     layer = FaultVolume(bottom, is_async=True, delay_us=20)
     model = bytearray(1 << 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 import threading
 from collections.abc import Iterator
@@ -121,7 +122,7 @@ def test_neighbouring_extents_differ(volume: Volume) -> None:
     for start in range(0, SIZE_BYTES - 4096, 200_000):
         volume.pwrite(start, b"\x01" * 4096)
     kinds = [is_hole for _, _, is_hole in volume.extents(0, SIZE_BYTES)]
-    assert all(before != after for before, after in zip(kinds, kinds[1:], strict=False))
+    assert all(before != after for before, after in itertools.pairwise(kinds))
 
 
 @pytest.mark.parametrize("seed", range(3))

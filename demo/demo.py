@@ -235,7 +235,7 @@ def show_flower(stage: Stage) -> None:
         return page if all(f"replication@{host}" in page for host in record.hosts) else None
 
     page = stage.wait_for("page of Flower that shows the beans", shown)
-    beans = sorted(set(re.findall(r"\b[a-z]+@host_[ab]\b", page)))
+    beans = sorted(set(re.findall(r"[a-z.]+@host_[ab]\b", page)))
     stage.say("workers: " + ", ".join(beans))
 
 

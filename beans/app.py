@@ -63,7 +63,6 @@ _COMMON: dict[str, Any] = {
     "broker_pool_limit": SENDER_POOL_LIMIT,
     "broker_heartbeat": 10,
     "result_expires": RESULT_EXPIRES_S,
-    "result_extended": True,
     "redis_socket_timeout": REDIS_TIMEOUT_S,
     "redis_socket_connect_timeout": REDIS_TIMEOUT_S,
     "redis_retry_on_timeout": False,

@@ -9,10 +9,11 @@ import logging
 import threading
 from typing import Any
 
+from broker.address import describe
 from broker.errors import BrokerRefused, BrokerUnavailable, OutboxFailed, OutboxFull
 from broker.events import EventPublisher
 from broker.outbox import Outbox
-from facade.contract.errors import TrellisError
+from facade.contract.errors import TrellisError, UnreachableError
 from facade.contract.events import event_from_wire
 from facade.contract.settings import Settings
 
@@ -45,8 +46,13 @@ class EngineTaker(threading.Thread):
             try:
                 after = self._take(after)
                 back_off_s = BACK_OFF_FIRST_S
-            except (TrellisError, OSError, ValueError) as error:
-                log.debug("the engine's events wait: %s", error)
+            except (TrellisError, OSError, ValueError, KeyError, TypeError) as error:
+                away = isinstance(error, UnreachableError)
+                log.log(
+                    logging.DEBUG if away else logging.WARNING,
+                    "the engine's events wait: %s",
+                    describe(error),
+                )
                 # It may be another engine, or one that lost our last word.
                 after = 0
                 self._stopping.wait(back_off_s)

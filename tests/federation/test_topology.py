@@ -76,8 +76,15 @@ def test_definitions_need_every_password():
 
 @pytest.mark.parametrize(
     "change",
-    [{"host": ""}, {"lease_s": 0}, {"lease_s": True}, {"lease_s": 1e9}, {"queue": "host_b.x"},
-     {"version": 3}, {"bean": "x" * 1000}],
+    [
+        {"host": ""},
+        {"lease_s": 0},
+        {"lease_s": True},
+        {"lease_s": 1e9},
+        {"queue": "host_b.x"},
+        {"version": 3},
+        {"bean": "x" * 1000},
+    ],
 )
 def test_malformed_announcement_is_refused(change):
     proper = Handle("host_a", "x", "i", "1", "host_a.x").to_wire()

@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -353,6 +352,8 @@ def _end_supervisor(paths: Paths) -> Lock:
             pid = holder.pid if holder is not None else 0
             raise WouldNotEnd(name="the supervisor", pid=pid, timeout_s=DOWN_TIMEOUT_S)
         if asked is not None:
-            with suppress(OSError):
-                asked.wait(LOCK_POLL_S)
+            asked.wait(LOCK_POLL_S)
+    if asked is not None:
+        # The lock is free a moment before the process has ended.
+        asked.wait(KILL_WAIT_S)
     return lock

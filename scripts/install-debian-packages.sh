@@ -50,7 +50,8 @@ disable_new_units() {
         name=$(basename "$link")
         case "$link" in *.wants/*|*.requires/*) ;; *) continue ;; esac
         case "$name" in
-            rabbitmq-server*|redis-server*|epmd*) systemctl disable --quiet "$name" || rm -f "$link" ;;
+            rabbitmq-server*|redis-server*|redis.service|epmd*)
+                if ! systemctl disable --quiet "$name" 2>/dev/null; then rm -f "$link"; fi ;;
         esac
     done
     comm -13 "$work/boot" <(started_at_boot) | while read -r name; do

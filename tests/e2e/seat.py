@@ -96,7 +96,8 @@ class Seat:
     def child(self, name: str) -> Process:
         """A child of the supervisor by its name, such as `beans-host_b`."""
         for record in ("children.json", "engines.json"):
-            known = json.loads((self.directory / "run" / record).read_text())
+            document = json.loads((self.directory / "run" / record).read_text())
+            known = document["processes"]
             if name in known:
                 return Process(*known[name])
         raise AssertionError(f"the supervisor has no child {name}")

@@ -56,7 +56,9 @@ cdef class Connection:
     cdef bint make_input_room(self) noexcept nogil
     # Bytes received, 0 when the client has closed its end, -1 when the connection is lost.
     # `is_within`: in the middle of a request, where the client has only so much time.
-    cdef ssize_t receive(self, uint8_t *data, size_t room, bint is_within) noexcept nogil
+    # `is_whole`: nothing less than all of it is of use.
+    cdef ssize_t receive(self, uint8_t *data, size_t room, bint is_within,
+                         bint is_whole) noexcept nogil
     # Likewise without sleeping; -1 with EAGAIN when nothing came.
     cdef ssize_t receive_soon(self, uint8_t *data, size_t room) noexcept nogil
     cdef void set_timed(self, bint is_timed) noexcept nogil

@@ -28,6 +28,7 @@ from facade.engine.syscalls cimport (
     MAP_FAILED,
     MAP_PRIVATE,
     MSG_DONTWAIT,
+    MSG_WAITALL,
     PROT_READ,
     PROT_WRITE,
     SO_RCVTIMEO,
@@ -208,7 +209,7 @@ cdef class Connection:
             return CONNECTION_LOST
         is_within = self.input_end > self.input_start
         count = self.receive(self.input.data + self.input_end,
-                             min(most, self.input.size_bytes - self.input_end), is_within)
+                             min(most, self.input.size_bytes - self.input_end), is_within, False)
         if count > 0:
             self.input_end += count
             return GO_ON
@@ -240,7 +241,8 @@ cdef class Connection:
         self.input_end = left
         return True
 
-    cdef ssize_t receive(self, uint8_t *data, size_t room, bint is_within) noexcept nogil:
+    cdef ssize_t receive(self, uint8_t *data, size_t room, bint is_within,
+                         bint is_whole) noexcept nogil:
         cdef ssize_t count
         cdef int silent_s = 0
         cdef bint has_pending
@@ -254,9 +256,12 @@ cdef class Connection:
                 # The last to complete may have found the socket full; nobody else sends it now.
                 if self.outbox.queue.first != NULL and self.flush_outbox() != GO_ON:
                     return -1
-                count = self.receive_soon(data, room)
-                if count < 0 and errno == EAGAIN:
-                    count = recv(self.fd, data, room, 0)
+                if is_whole:
+                    count = recv(self.fd, data, room, MSG_WAITALL)
+                else:
+                    count = self.receive_soon(data, room)
+                    if count < 0 and errno == EAGAIN:
+                        count = recv(self.fd, data, room, 0)
             if count >= 0:
                 return count
             if errno == EINTR:

@@ -153,7 +153,7 @@ cdef class Transmission:
             # What is answered already must not wait for the client's bytes.
             step = self.send_batch()
         while step == GO_ON and have < header.length:
-            count = self.receive(payload.data + have, header.length - have, True)
+            count = self.receive(payload.data + have, header.length - have, True, True)
             if count <= 0:
                 step = CONNECTION_LOST
             else:

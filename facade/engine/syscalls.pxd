@@ -82,6 +82,7 @@ cdef extern from "<sys/socket.h>" nogil:
     enum:
         MSG_DONTWAIT
         MSG_NOSIGNAL
+        MSG_WAITALL
         SHUT_RDWR
         SOL_SOCKET
         SO_RCVTIMEO

@@ -36,7 +36,7 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class BitmapHeader:
-    """One header: `sequence` rises with every write, `generation` with every parting of the sides."""
+    """One header; `sequence` rises with every one written, `generation` when the sides part."""
 
     set_id: bytes  # 16 bytes
     role: str

@@ -41,6 +41,7 @@ class Replica:
         self.job: Job | None = None
         self.last_error: dict[str, Any] | None = None
         self.connected = False
+        self.was_following = False  # the engine ended while the sides were joined
         self._lock = threading.RLock()
         self._state = states.DISABLED
         self._flags: frozenset[str] = frozenset()
@@ -127,6 +128,7 @@ class Replica:
         why = self.changes.load(set_id)
         recorded = self.journal.side(self.spec.set_id)
         flags = recorded[1] if recorded else frozenset()
+        self.was_following = recorded is not None and recorded[0] != states.LOGGING
         header = self.changes.header
         if header is not None:
             flags |= header.flags

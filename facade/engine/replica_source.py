@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,11 +36,12 @@ ANSWER_TIMEOUT_S: Final = 30.0
 
 @dataclass(frozen=True)
 class SyncRequest:
-    """What a synchronisation is to do: `full` or `update`; `keep` which side's writes win."""
+    """What a synchronisation is to do: `full` or `update`; `keep`: whose writes win."""
 
     kind: str
     keep: str | None
     peer_link: str
+    quiet: bool = False  # a failure makes no event: it is one of many tries
 
 
 class SyncCancelled(Exception):
@@ -49,12 +51,15 @@ class SyncCancelled(Exception):
 class Source:
     """One link of a primary to its secondary."""
 
-    def __init__(self, replica: Replica, secret: str, host: str) -> None:
-        """Prepare; `run` does the work."""
+    def __init__(
+        self, replica: Replica, secret: str, host: str, on_lost: Callable[[], None]
+    ) -> None:
+        """Prepare; `run` does the work. `on_lost`: the link ended and nobody meant it."""
         self.replica = replica
         self.secret = secret
         self.host = host
         self.sender: LinkSender | None = None
+        self.on_lost = on_lost
         self.reason = ""  # why the link ended, when this side ended it on purpose
         self._connection: LinkConnection | None = None
         self._threads: list[threading.Thread] = []
@@ -71,16 +76,17 @@ class Source:
         try:
             self._synchronise(job, request)
         except SyncCancelled:
-            self._fail(job, CANCELLED, None, "it was cancelled")
+            self._fail(job, request, CANCELLED, None, "it was cancelled")
         except TrellisError as error:
-            self._fail(job, FAILED, error, str(error))
+            self._fail(job, request, FAILED, error, str(error))
         except OSError as error:
             reason = self._peer_left or error.strerror or str(error)
-            self._fail(job, FAILED, LinkBroken(peer=replica.spec.peer_host, reason=reason), reason)
+            broken = LinkBroken(peer=replica.spec.peer_host, reason=reason)
+            self._fail(job, request, FAILED, broken, reason)
         except Exception as error:
             log.exception("job %s of %s", job.job_id, replica.spec.name)
             fault = EngineFault(reason=f"{type(error).__name__}: {error}")
-            self._fail(job, FAILED, fault, str(fault))
+            self._fail(job, request, FAILED, fault, str(fault))
         finally:
             try:
                 replica.journal.put_job(job.to_wire())
@@ -190,7 +196,14 @@ class Source:
             raise OSError(self.sender.dead_errno, self._link_reason(self.sender))
         return self._answer
 
-    def _fail(self, job: Job, state: str, error: TrellisError | None, reason: str) -> None:
+    def _fail(
+        self,
+        job: Job,
+        request: SyncRequest,
+        state: str,
+        error: TrellisError | None,
+        reason: str,
+    ) -> None:
         replica = self.replica
         self.stop(reason)
         job.finish(state, error)
@@ -201,7 +214,7 @@ class Source:
             replica.change("log" if state == CANCELLED else "failed", None)
         if state == CANCELLED:
             replica.record("sync_cancelled", kind=kind)
-        else:
+        elif not request.quiet:
             replica.record("sync_failed", kind=kind, reason=reason)
 
     # ---- the link's life ----------------------------------------------------------------------
@@ -233,6 +246,7 @@ class Source:
             replica.change("log", "state_logging", reason=reason)
         else:
             replica.change("link_lost", "link_lost", reason=reason)
+            self.on_lost()
 
     def _link_reason(self, sender: LinkSender) -> str:
         return self._peer_left or self.reason or os.strerror(sender.dead_errno or 0)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from facade.contract.errors import TrellisError
+from facade.engine.autosync import Autosync
 from facade.engine.job import RUNNING, Job
 from facade.engine.journal import Journal
 from facade.engine.link_connection import LinkConnection
@@ -44,6 +45,7 @@ class Replicas:
         self._replicas: dict[str, Replica] = {}
         self._sources: dict[str, Source] = {}
         self._targets: dict[str, Target] = {}
+        self._autosyncs: dict[str, Autosync] = {}
 
     # ---- which there are ----------------------------------------------------------------------
 
@@ -97,7 +99,21 @@ class Replicas:
                 holder.stack.set_read_only(True)
                 holder.sets.add(spec.set_id)
             self._replicas[spec.set_id] = replica
+            self._autosyncs[spec.set_id] = Autosync(
+                spec.name, lambda: self._sync_quietly(spec.set_id)
+            )
+            if replica.was_following:
+                self._link_lost(replica)
             return replica
+
+    def _link_lost(self, replica: Replica) -> None:
+        """Begin to try again, where that was asked for."""
+        if replica.spec.autosync and replica.spec.role == "primary":
+            self._autosyncs[replica.spec.set_id].begin()
+
+    def _sync_quietly(self, set_id: str) -> Job:
+        address = self.get(set_id).spec.peer_link
+        return self.sync(set_id, SyncRequest("update", None, address, quiet=True))
 
     def update(self, spec: ReplicaSpec) -> Replica:
         """Take over what may change while a set is enabled. Raises SetNotEnabled."""
@@ -150,7 +166,9 @@ class Replicas:
             old = self._sources.pop(set_id, None)
             if old is not None:
                 old.stop("a new link begins")
-            source = Source(replica, self.secret, self.host)
+            source = Source(
+                replica, self.secret, self.host, on_lost=lambda: self._link_lost(replica)
+            )
             job = Job(set_id, request.kind)
             replica.job = job
             self._sources[set_id] = source
@@ -169,6 +187,7 @@ class Replicas:
     def _end_link(self, replica: Replica, reason: str) -> None:
         """End whatever link the side has, in order where the other side still listens."""
         set_id = replica.spec.set_id
+        self._autosyncs[set_id].end()
         target = self._targets.get(set_id)
         if target is not None:
             target.leave(reason)
@@ -237,7 +256,7 @@ class Replicas:
                 return job.to_wire()
         return self.job(job_id)
 
-    # ---- the end of the engine --------------------------------------------------------------------
+    # ---- the end of the engine -------------------------------------------------------------------
 
     def close(self) -> None:
         """End every link and take every layer off, bits durable: the engine stops."""

@@ -150,6 +150,7 @@ class Pair:
         self.a, self.b = a, b
         self.size_bytes = size_bytes
         self.set_id = uuid.uuid4().hex
+        self.autosync = False
         self.peer_link = b.address
         a.make_volume("data", size_bytes)
         b.make_volume("data", secondary_bytes or size_bytes)
@@ -171,7 +172,7 @@ class Pair:
             "bitmap_path": str(bitmap),
             "size_bytes": self.size_bytes,
             "block_bytes": block_bytes,
-            "autosync": False,
+            "autosync": self.autosync,
             "peer_host": other.host,
             "peer_volume": "data",
             "peer_bitmap": None,

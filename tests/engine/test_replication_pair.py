@@ -228,3 +228,35 @@ def test_secondary_may_be_larger_and_keeps_what_lies_past_the_set(tmp_path: Path
     finally:
         for engine in engines:
             engine.dispose()
+
+
+@pytest.mark.parametrize("victim", ["primary", "secondary"])
+def test_autosync_brings_the_set_back_by_itself(tmp_path: Path, victim: str) -> None:
+    secret = new_secret()
+    engines = [EngineProcess(tmp_path, host, secret) for host in ("host_a", "host_b")]
+    try:
+        for engine in engines:
+            engine.start()
+        pair = Pair(engines[0], engines[1], SIZE_BYTES)
+        pair.autosync = True
+        pair.enable()
+        assert pair.sync("full")["state"] == "done"
+        killed = pair.a if victim == "primary" else pair.b
+        killed.kill()
+        if victim == "secondary":
+            write(pair.a.uri("data"), 0, MIB, 0x21)
+        killed.start()
+        wait_for(lambda: pair.show()["state"] == "replicating", what="replicating again")
+        pair.assert_equal()
+        assert "sync_failed" not in pair.a.events()
+        # A command that ends the link is obeyed: nothing is tried until the next synchronisation.
+        pair.a.call("set.log", set_id=pair.set_id)
+        wait_for(lambda: pair.show(pair.b)["state"] == "logging")
+        jobs = len(pair.a.call("job.list", set_id=pair.set_id))
+        pair.b.kill()
+        pair.b.start()
+        assert pair.show()["state"] == "logging"
+        assert len(pair.a.call("job.list", set_id=pair.set_id)) == jobs
+    finally:
+        for engine in engines:
+            engine.dispose()

@@ -136,7 +136,7 @@ def test_closed_stack_answers_shutdown(bottom: FileVolume) -> None:
     stack.close()
     stack.close()
     for request in (lambda: stack.pread(0, 1), stack.flush, lambda: stack.extents(0, 1)):
-        with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is checked below
+        with pytest.raises(OSError) as caught:
             request()
         assert caught.value.errno == errno.ESHUTDOWN
 

@@ -1,4 +1,4 @@
-"""Writes docs/settings.md, docs/errors.md and docs/events.md from the code that they describe.
+"""Writes docs/settings.md, errors.md, events.md and states.md from the code that they describe.
 
 `python scripts/make_reference.py` writes them; a test compares them with what it would write.
 """
@@ -44,6 +44,46 @@ What Trellis tells people, by mail and on the topic exchange `trellis.events` wi
 `HOST.SERVICE.SEVERITY.NAME`. Words in braces stand for the event's data, `{host}` and `{subject}`
 (the set or volume) for its own.
 """
+
+
+STATES_HEAD = """# States of a replication set
+
+Each side has a state of its own; `trellis replica show` gives the primary's. This version has the
+states and transitions below, and no other: `facade/engine/states.py` is the table.
+
+| from | what happens | to | what is durable before it counts |
+|---|---|---|---|
+"""
+
+STATES_FOOT = """
+* **disabled**: the engine does not know the set; nothing is recorded.
+* **logging**: every change sets a bit, nothing is sent. Both sides may be written.
+* **syncing**: blocks with bits are copied while new writes go to both sides. The secondary takes no
+  writes of applications and is marked `sync_needed` until the copy is complete and flushed.
+* **replicating**: a write is answered when both engines have it. The secondary takes no writes of
+  applications.
+
+## Flags
+
+* `sync_needed`: this volume was the target of a copy that did not end, or its engine was killed while
+  it followed its primary: it is no usable copy. An update synchronisation completes it.
+* `volume_failed`: the volume has failed a write or a flush.
+* `bitmap_failed`: the bitmap volume has failed; the map goes on in memory, and after a crash every
+  block counts as changed.
+
+`applying` stands in the header and journal of a side that follows its primary; it is not shown, since
+the state says so. After an unclean stop it has become `sync_needed`.
+"""
+
+
+def states_page() -> str:
+    """Return docs/states.md."""
+    from facade.engine.states import TRANSITIONS
+
+    rows = "".join(
+        f"| {t.before} | {t.trigger} | {t.after} | {t.durable_first} |\n" for t in TRANSITIONS
+    )
+    return STATES_HEAD + rows + STATES_FOOT
 
 
 def settings_page() -> str:
@@ -98,7 +138,12 @@ def events_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"settings.md": settings_page, "errors.md": errors_page, "events.md": events_page}
+PAGES = {
+    "settings.md": settings_page,
+    "errors.md": errors_page,
+    "events.md": events_page,
+    "states.md": states_page,
+}
 
 
 def _cell(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from facade.contract.errors import TrellisError
 from facade.engine.autosync import Autosync
-from facade.engine.job import RUNNING, Job
+from facade.engine.job import DONE, RUNNING, Job
 from facade.engine.journal import Journal
 from facade.engine.link_connection import LinkConnection
 from facade.engine.link_errors import PeerNotReady
@@ -157,6 +157,8 @@ class Replicas:
                 )
             if replica.job is not None and replica.job.state == RUNNING:
                 raise SetBusy(name=replica.spec.name, operation="a synchronisation")
+            if replica.state == "replicating" and request.kind == "update":
+                return self._nothing_to_do(replica, request)
             if replica.state != "logging":
                 raise PeerNotReady(
                     host=self.host,
@@ -176,6 +178,14 @@ class Replicas:
         threading.Thread(
             target=source.run, args=(job, request), name=f"sync:{replica.spec.name}", daemon=True
         ).start()
+        return job
+
+    def _nothing_to_do(self, replica: Replica, request: SyncRequest) -> Job:
+        """Return the job of an update of sides that are equal already: done, nothing sent."""
+        job = Job(replica.spec.set_id, request.kind)
+        job.finish(DONE)
+        replica.job = job
+        self.journal.put_job(job.to_wire())
         return job
 
     def log(self, set_id: str) -> Replica:

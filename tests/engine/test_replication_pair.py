@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from facade.engine.link_errors import WouldLoseWrites
+from facade.engine.link_errors import PeerNotReady, WouldLoseWrites
 from tests.engine.harness import (
     BLOCK_BYTES,
     KIB,
@@ -180,6 +180,15 @@ def test_clean_stop_and_start_resume_logging(pair: Pair) -> None:
     assert "engine_started" in pair.a.events()
     assert pair.sync("update")["state"] == "done"
     pair.assert_equal()
+
+
+def test_update_of_a_replicating_set_is_done_at_once_and_a_full_one_is_refused(pair: Pair) -> None:
+    assert pair.sync("full")["state"] == "done"
+    job = pair.sync("update")
+    assert (job["state"], job["sent_bytes"]) == ("done", 0)
+    with pytest.raises(PeerNotReady, match="put it into logging first"):
+        pair.start_sync("full")
+    assert pair.show()["state"] == "replicating"
 
 
 def test_cancel_ends_in_logging_and_the_next_update_completes(pair: Pair) -> None:

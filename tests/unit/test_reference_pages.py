@@ -1,4 +1,4 @@
-"""docs/settings.md, errors.md and events.md say what the code says."""
+"""Pages made from code say what the code says."""
 
 import importlib.util
 from pathlib import Path
@@ -17,7 +17,7 @@ def pages():
     return module.PAGES
 
 
-@pytest.mark.parametrize("name", ["settings.md", "errors.md", "events.md"])
+@pytest.mark.parametrize("name", ["settings.md", "errors.md", "events.md", "states.md"])
 def test_page_is_what_the_code_says(name):
     written = (ROOT / "docs" / name).read_text()
     assert written == pages()[name](), "run `python scripts/make_reference.py`"

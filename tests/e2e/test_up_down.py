@@ -16,6 +16,7 @@ import pytest
 
 from console.supervisor_plan import Federation, Paths, from_json
 from console.supervisor_process import Process, living, process_of, read_processes
+from console.supervisor_record import decide, make_directory, private_dir, write_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -23,7 +24,7 @@ TRELLIS = str(Path(sys.executable).with_name("trellis"))
 UP_TIMEOUT_S = 90
 DOWN_TIMEOUT_S = 90
 RESTART_TIMEOUT_S = 30
-BEANS = {"volume", "config", "station", "replication"}
+ANSWER_TIMEOUT_S = 60
 
 
 class Folder:
@@ -57,6 +58,12 @@ class Folder:
     @property
     def record(self) -> Federation:
         return from_json(self.paths.record.read_text(encoding="utf-8"))
+
+    def write_record(self, *hosts: str) -> None:
+        """Make what an earlier `up` left, without the time that it takes."""
+        make_directory(self.directory)
+        private_dir(self.paths.run)
+        write_record(decide(None, hosts, {}), self.paths)
 
     def supervisor(self) -> Process:
         pid, start_ticks = self.paths.lock.read_text().split()
@@ -120,8 +127,12 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
 
 
 def test_a_federation_comes_up_private_and_goes_without_a_trace(folder: Folder) -> None:
-    known = folder.up()
+    known = folder.up("--advertise", "HOST_B=127.0.0.1:19999")
     assert [one["host"] for one in known["hosts"]] == ["host_a", "host_b"]
+
+    advertised = 'advertise = "127.0.0.1:19999"'
+    assert advertised in folder.paths.settings("host_b").read_text()
+    assert advertised not in folder.paths.settings("host_a").read_text()
 
     everything = folder.processes()
     assert {"rabbitmq", "redis", "epmd", "mail_sink", "notifier", "flower"} <= set(everything)
@@ -179,44 +190,50 @@ def test_after_a_killed_supervisor_engines_go_on_and_are_adopted(folder: Folder)
     assert not living(engines)
 
 
-def test_dead_children_are_started_again(folder: Folder) -> None:
-    folder.up("--host", "only")
-    before = folder.processes()
-    for name in ("redis", "beans-only", "engine-only", "rabbitmq", "notifier"):
-        before[name].signal(signal.SIGKILL)
-    names = ("redis", "beans-only", "engine-only", "rabbitmq", "notifier", "epmd")
-
-    def restarted() -> bool:
-        now = living(folder.processes())
-        return all(name in now and now[name] != before[name] for name in names)
-
-    wait_until(restarted, RESTART_TIMEOUT_S, "every killed child is there again")
-    environ = {**os.environ, "TRELLIS_DIR": str(folder.directory)}
-
-    def answers() -> bool:
-        asked = subprocess.run(
-            [TRELLIS, "volume", "list", "--json"],
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        return asked.returncode == 0
-
-    wait_until(answers, 60, "a bean answers again")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_foreground_is_down(folder: Folder, number: signal.Signals) -> None:
+def test_in_the_foreground_dead_children_are_started_again_and_ctrl_c_is_down(
+    folder: Folder,
+) -> None:
     command = [TRELLIS, "up", "--dir", str(folder.directory), "--host", "only"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        if number is signal.SIGINT:
-            # Asked to stop while the broker starts, not only when all is ready.
-            wait_until(folder.paths.children.exists, 30, "the first child")
-        else:
-            assert "is up" in process.stdout.readline()
+        assert "is up" in process.stdout.readline()
+        before = folder.processes()
+        names = ("redis", "beans-only", "engine-only", "rabbitmq", "notifier")
+        for name in names:
+            before[name].signal(signal.SIGKILL)
+
+        def restarted() -> bool:
+            now = living(folder.processes())
+            return all(name in now and now[name] != before[name] for name in (*names, "epmd"))
+
+        wait_until(restarted, RESTART_TIMEOUT_S, "every killed child is there again")
+        wait_until(lambda: lists_volumes(folder), ANSWER_TIMEOUT_S, "a bean answers again")
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(DOWN_TIMEOUT_S) == 0
+    assert processes_of(folder.directory) == []
+
+
+def lists_volumes(folder: Folder) -> bool:
+    environ = {**os.environ, "TRELLIS_DIR": str(folder.directory)}
+    asked = subprocess.run(
+        [TRELLIS, "volume", "list", "--json"],
+        env=environ,
+        capture_output=True,
+        timeout=ANSWER_TIMEOUT_S,
+        check=False,
+    )
+    return asked.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_broker_starts_is_down_too(
+    folder: Folder, number: signal.Signals
+) -> None:
+    command = [TRELLIS, "up", "--dir", str(folder.directory), "--host", "only"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        wait_until(folder.paths.children.exists, 30, "the first child")
         process.send_signal(number)
         process.stdout.read()
         assert process.wait(DOWN_TIMEOUT_S) == 0
@@ -224,8 +241,7 @@ def test_a_signal_to_the_foreground_is_down(folder: Folder, number: signal.Signa
 
 
 def test_a_taken_link_port_is_one_sentence_and_leaves_nothing(folder: Folder) -> None:
-    folder.up("--host", "only")
-    folder.down()
+    folder.write_record("only")
     port = int(folder.record.links["only"].rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)):
         done = folder.run("up", "--detach")
@@ -235,9 +251,14 @@ def test_a_taken_link_port_is_one_sentence_and_leaves_nothing(folder: Folder) ->
     assert processes_of(folder.directory) == []
 
 
-def test_advertise_is_what_the_host_tells_its_peers(folder: Folder) -> None:
-    folder.up("--host", "only", "--advertise", "ONLY=127.0.0.1:19999")
-    assert 'advertise = "127.0.0.1:19999"' in folder.paths.settings("only").read_text()
+def test_a_damaged_record_is_one_sentence_and_is_kept(folder: Folder) -> None:
+    folder.write_record("only")
+    folder.paths.record.write_text('{"version": 1, "hosts": ["only"]}')
+    done = folder.run("up", "--detach")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: federation_damaged: ")
+    assert processes_of(folder.directory) == []
+    folder.paths.record.unlink()
 
 
 def test_advertise_for_an_unknown_host_is_wrong_usage(folder: Folder) -> None:
@@ -247,6 +268,14 @@ def test_advertise_for_an_unknown_host_is_wrong_usage(folder: Folder) -> None:
     assert processes_of(folder.directory) == []
 
 
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    done = Folder(file).run("up", "--detach")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: folder_unusable: ")
+
+
 def test_down_without_a_federation_says_so(folder: Folder) -> None:
     done = folder.run("down")
     assert done.returncode == 3
@@ -254,8 +283,7 @@ def test_down_without_a_federation_says_so(folder: Folder) -> None:
 
 
 def test_a_process_that_has_a_recorded_id_by_chance_is_left_alone(folder: Folder) -> None:
-    folder.up("--host", "only")
-    folder.down()
+    folder.write_record("only")
     with subprocess.Popen(["sleep", "60"]) as stranger:
         mine = process_of(stranger.pid)
         assert mine is not None

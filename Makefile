@@ -37,7 +37,7 @@ lint: build
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
-	@.venv/bin/cython-lint $(PYX)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/cython-lint $(PYX)
 
 bench: setup-test build
 	@$(PYTHON) -m bench

@@ -100,10 +100,10 @@ def up(
     """
     paths = paths_of(directory)
     make_directory(paths.directory)
+    need_space(paths.directory)
     private_dir(paths.run)
     lock = take_lock(paths)
     try:
-        need_space(paths.directory)
         _end_old_managers(paths)
         recorded = read_record(paths)
         names = wanted_hosts(recorded.hosts if recorded else (), hosts)
@@ -131,6 +131,7 @@ def up_detached(
     """
     paths = paths_of(directory)
     make_directory(paths.directory)
+    need_space(paths.directory)
     for folder in (paths.run, paths.log):
         private_dir(folder)
     reader, writer = os.pipe()

@@ -1,5 +1,6 @@
 """`trellis up` and `down` on real parts: ready, private, nothing left, engines outlive a kill."""
 
+import contextlib
 import json
 import os
 import signal
@@ -259,6 +260,29 @@ def test_a_damaged_record_is_one_sentence_and_is_kept(folder: Folder) -> None:
     assert done.stderr.startswith("error: federation_damaged: ")
     assert processes_of(folder.directory) == []
     folder.paths.record.unlink()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small disk")
+@pytest.mark.parametrize("words", [["--detach"], []])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, words: list[str]) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "small", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        with (small / "filler").open("wb", buffering=0) as filler:
+            with contextlib.suppress(OSError):
+                while filler.write(b"x" * 4096):
+                    pass
+        folder = Folder(small / "federation")
+        done = folder.run("up", *words)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: disk_full: ")
+        assert len(done.stderr.splitlines()) == 1
+        assert processes_of(folder.directory) == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_advertise_for_an_unknown_host_is_wrong_usage(folder: Folder) -> None:

@@ -58,21 +58,21 @@ states and transitions below, and no other: `facade/engine/states.py` is the tab
 STATES_FOOT = """
 * **disabled**: the engine does not know the set; nothing is recorded.
 * **logging**: every change sets a bit, nothing is sent. Both sides may be written.
-* **syncing**: blocks with bits are copied while new writes go to both sides. The secondary takes no
-  writes of applications and is marked `sync_needed` until the copy is complete and flushed.
+* **syncing**: blocks with bits are copied while new writes go to both sides. The secondary takes
+  no writes of applications and is marked `sync_needed` until the copy is complete and flushed.
 * **replicating**: a write is answered when both engines have it. The secondary takes no writes of
   applications.
 
 ## Flags
 
-* `sync_needed`: this volume was the target of a copy that did not end, or its engine was killed while
-  it followed its primary: it is no usable copy. An update synchronisation completes it.
+* `sync_needed`: this volume was the target of a copy that did not end, or its engine was killed
+  while it followed its primary: it is no usable copy. An update synchronisation completes it.
 * `volume_failed`: the volume has failed a write or a flush.
 * `bitmap_failed`: the bitmap volume has failed; the map goes on in memory, and after a crash every
   block counts as changed.
 
-`applying` stands in the header and journal of a side that follows its primary; it is not shown, since
-the state says so. After an unclean stop it has become `sync_needed`.
+`applying` stands in the header and journal of a side that follows its primary; it is not shown,
+since the state says so. After an unclean stop it has become `sync_needed`.
 """
 
 

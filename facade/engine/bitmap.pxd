@@ -8,7 +8,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from facade.engine.libc_extra cimport pthread_cond_t, pthread_mutex_t
+from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
     UNSTABLE_LIMIT = 256     # ranges set in memory and on their way to disk; more wait

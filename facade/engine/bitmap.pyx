@@ -8,11 +8,11 @@ from pathlib import Path
 
 from libc.errno cimport EINTR, EIO, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from facade.engine.bits cimport bits_all, bits_clear, bits_count, bits_next, bits_set
-from facade.engine.libc_extra cimport (
+from facade.engine.syscalls cimport (
     MAP_ANONYMOUS,
     MAP_FAILED,
     MAP_PRIVATE,
@@ -40,6 +40,7 @@ cdef enum:
     PAGE_BYTES = 4096
     PAGE_BITS = PAGE_BYTES * 8
     BITS_OFFSET_BYTES = 8192
+    READ_BYTES = 1 << 20
 
 cdef int write_all(int fd, const uint8_t *data, size_t size, long offset) noexcept nogil:
     cdef ssize_t n
@@ -154,10 +155,13 @@ cdef class Bitmap:
 
     def _read_bits(self) -> str | None:
         data = b""
-        cdef uint64_t at = 0, size
+        cdef uint64_t at = 0, size, piece
         while at < self.words * 8:
+            piece = self.words * 8 - at
+            if piece > READ_BYTES:
+                piece = READ_BYTES
             try:
-                data = os.pread(self.fd, min(1 << 20, self.words * 8 - at), BITS_OFFSET_BYTES + at)
+                data = os.pread(self.fd, piece, BITS_OFFSET_BYTES + at)
             except OSError as error:
                 return f"it cannot be read ({error.strerror})"
             if not data:
@@ -257,7 +261,7 @@ cdef class Bitmap:
             memset(self.page_dirty, 1, self.pages)
             pthread_mutex_unlock(&self.lock)
 
-    def runs(self, uint64_t start=0, uint64_t limit=1 << 20) -> list[tuple[int, int]]:
+    def runs(self, uint64_t start=0, Py_ssize_t limit=1 << 20) -> list[tuple[int, int]]:
         """Runs of set bits as (first block, number of blocks), from `start`, at most `limit`."""
         found = []
         cdef uint64_t at = start, end
@@ -309,7 +313,8 @@ cdef class Bitmap:
                 ours[i] |= theirs[i]
             if self.blocks < self.words * 64:
                 bits_clear(self.bits, self.blocks, self.words * 64 - 1)
-            for page in range(offset_bytes // PAGE_BYTES, (offset_bytes + size - 1) // PAGE_BYTES + 1):
+            for page in range(offset_bytes // PAGE_BYTES,
+                              (offset_bytes + size - 1) // PAGE_BYTES + 1):
                 self.page_dirty[page] = 1
             self.count = bits_count(self.bits, self.words)
             self.want += 1

@@ -50,7 +50,8 @@ cdef extern from *:
         for (uint64_t i = 0; i < words; i++) n += (uint64_t)__builtin_popcountll(w[i]);
         return n;
     }
-    static inline uint64_t trellis_bits_next(const uint64_t *w, uint64_t from, uint64_t nbits, int value)
+    static inline uint64_t trellis_bits_next(const uint64_t *w, uint64_t from,
+                                             uint64_t nbits, int value)
     {   /* the first bit at or after `from` that has `value`; nbits when there is none */
         uint64_t flip = value ? 0 : ~0ull;
         if (from >= nbits) return nbits;
@@ -64,8 +65,12 @@ cdef extern from *:
         return at < nbits ? at : nbits;
     }
     """
-    bint bits_all "trellis_bits_all" (const uint64_t *w, uint64_t first, uint64_t last) noexcept nogil
-    uint64_t bits_set "trellis_bits_set" (uint64_t *w, uint64_t first, uint64_t last) noexcept nogil
-    uint64_t bits_clear "trellis_bits_clear" (uint64_t *w, uint64_t first, uint64_t last) noexcept nogil
-    uint64_t bits_count "trellis_bits_count" (const uint64_t *w, uint64_t words) noexcept nogil
-    uint64_t bits_next "trellis_bits_next" (const uint64_t *w, uint64_t start, uint64_t nbits, int value) noexcept nogil
+    bint bits_all "trellis_bits_all"(const uint64_t *w, uint64_t first,
+                                     uint64_t last) noexcept nogil
+    uint64_t bits_set "trellis_bits_set"(uint64_t *w, uint64_t first,
+                                         uint64_t last) noexcept nogil
+    uint64_t bits_clear "trellis_bits_clear"(uint64_t *w, uint64_t first,
+                                             uint64_t last) noexcept nogil
+    uint64_t bits_count "trellis_bits_count"(const uint64_t *w, uint64_t words) noexcept nogil
+    uint64_t bits_next "trellis_bits_next"(const uint64_t *w, uint64_t start, uint64_t nbits,
+                                           int value) noexcept nogil

@@ -8,7 +8,7 @@
 from libc.stdint cimport uint64_t
 
 from facade.engine.bitmap cimport Bitmap
-from facade.engine.libc_extra cimport pthread_cond_t
+from facade.engine.syscalls cimport pthread_cond_t
 
 cdef class ChangeMap(Bitmap):
     cdef uint64_t *touched       # blocks written in the current epoch; under lock
@@ -28,4 +28,5 @@ cdef class ChangeMap(Bitmap):
     # Without lock, after both sides flushed: clears what is settled; returns how many.
     cdef uint64_t clear_settled(self) noexcept nogil
     # Under lock: the next run of blocks to copy, at most `limit`, taken off the list; 0 = none.
-    cdef uint64_t take_todo_locked(self, uint64_t start, uint64_t limit, uint64_t *first) noexcept nogil
+    cdef uint64_t take_todo_locked(self, uint64_t start, uint64_t limit,
+                                   uint64_t *first) noexcept nogil

@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memset
 
 from facade.engine.bitmap cimport Bitmap
 from facade.engine.bits cimport bits_clear, bits_count, bits_next, bits_set
-from facade.engine.libc_extra cimport (
+from facade.engine.syscalls cimport (
     MAP_ANONYMOUS,
     MAP_FAILED,
     MAP_PRIVATE,
@@ -127,7 +127,8 @@ cdef class ChangeMap(Bitmap):
         pthread_mutex_unlock(&self.lock)
         return cleared
 
-    cdef uint64_t take_todo_locked(self, uint64_t start, uint64_t limit, uint64_t *first) noexcept nogil:
+    cdef uint64_t take_todo_locked(self, uint64_t start, uint64_t limit,
+                                   uint64_t *first) noexcept nogil:
         cdef uint64_t at, end
         if self.todo_count == 0:
             return 0

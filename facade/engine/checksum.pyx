@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t
 
-from facade.engine.libc_extra cimport crc32c as c_crc32c, crc32c_init
+from facade.engine.syscalls cimport crc32c as c_crc32c, crc32c_init
 
 crc32c_init()
 

@@ -8,7 +8,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from facade.engine.change_map cimport ChangeMap
-from facade.engine.libc_extra cimport pthread_cond_t, pthread_mutex_t
+from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
 from facade.engine.volume cimport Io
 
 cdef enum:
@@ -77,4 +77,5 @@ cdef class LinkSender:
     cdef int send_loop(self) noexcept nogil
     cdef void ping(self) noexcept nogil
     cdef int send_all(self, const uint8_t *data, size_t size) noexcept nogil
-    cdef int receive_loop(self, uint8_t *buffer, size_t size, size_t *start, size_t *end) noexcept nogil
+    cdef int receive_loop(self, uint8_t *buffer, size_t size, size_t *start,
+                          size_t *end) noexcept nogil

@@ -8,7 +8,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memmove
 
 from facade.engine.change_map cimport ChangeMap
-from facade.engine.libc_extra cimport (
+from facade.engine.syscalls cimport (
     MAP_ANONYMOUS,
     MAP_FAILED,
     MAP_PRIVATE,
@@ -29,9 +29,9 @@ from facade.engine.libc_extra cimport (
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
-    sock_recv,
-    sock_send,
-    sock_shutdown,
+    recv,
+    send,
+    shutdown,
 )
 from facade.engine.link_wire cimport (
     FRAME_ACK,
@@ -307,7 +307,7 @@ cdef class LinkSender:
         pthread_mutex_lock(&self.lock)
         if not self.dead:
             self.dead = error if error else ESHUTDOWN
-            sock_shutdown(self.fd, SHUT_RDWR)
+            shutdown(self.fd, SHUT_RDWR)
             self.end_frames(self.next_seq - 1)
             pthread_cond_broadcast(&self.work)
             pthread_cond_broadcast(&self.space)
@@ -380,7 +380,7 @@ cdef class LinkSender:
     cdef int send_all(self, const uint8_t *data, size_t size) noexcept nogil:
         cdef ssize_t n
         while size:
-            n = sock_send(self.fd, data, size, MSG_NOSIGNAL)
+            n = send(self.fd, data, size, MSG_NOSIGNAL)
             if n < 0:
                 if errno == EINTR:
                     continue
@@ -390,7 +390,8 @@ cdef class LinkSender:
             size -= n
         return 0
 
-    cdef int receive_loop(self, uint8_t *buffer, size_t size, size_t *start, size_t *end) noexcept nogil:
+    cdef int receive_loop(self, uint8_t *buffer, size_t size, size_t *start,
+                          size_t *end) noexcept nogil:
         cdef ssize_t n
         cdef FrameHeader header
         while True:
@@ -424,7 +425,7 @@ cdef class LinkSender:
                 memmove(buffer, buffer + start[0], end[0] - start[0])
                 end[0] -= start[0]
                 start[0] = 0
-            n = sock_recv(self.fd, buffer + end[0], size - end[0], 0)
+            n = recv(self.fd, buffer + end[0], size - end[0], 0)
             if n == 0:
                 return ECONNRESET
             if n < 0:

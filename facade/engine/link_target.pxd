@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from facade.engine.libc_extra cimport pthread_mutex_t
+from facade.engine.syscalls cimport pthread_mutex_t
 from facade.engine.link_wire cimport FrameHeader
 from facade.engine.volume cimport Volume
 

@@ -3,11 +3,11 @@
 import os
 
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EPROTO, ETIMEDOUT, errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memmove
 
-from facade.engine.libc_extra cimport (
+from facade.engine.syscalls cimport (
     MSG_NOSIGNAL,
     SHUT_RDWR,
     now_ms,
@@ -15,9 +15,9 @@ from facade.engine.libc_extra cimport (
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
-    sock_recv,
-    sock_send,
-    sock_shutdown,
+    recv,
+    send,
+    shutdown,
 )
 from facade.engine.link_wire cimport (
     FRAME_ACK,
@@ -121,14 +121,14 @@ cdef class LinkTarget:
 
     def stop(self) -> None:
         """End the link; run() returns."""
-        sock_shutdown(self.fd, SHUT_RDWR)
+        shutdown(self.fd, SHUT_RDWR)
 
     cdef int send_bytes(self, const uint8_t *data, size_t size) noexcept nogil:
         cdef ssize_t n
         cdef int error = 0
         pthread_mutex_lock(&self.send_lock)
         while size and not error:
-            n = sock_send(self.fd, data, size, MSG_NOSIGNAL)
+            n = send(self.fd, data, size, MSG_NOSIGNAL)
             if n >= 0:
                 data += n
                 size -= n
@@ -223,7 +223,7 @@ cdef class LinkTarget:
                 memmove(self.buffer, self.buffer + self.start, self.end - self.start)
                 self.end -= self.start
                 self.start = 0
-            n = sock_recv(self.fd, self.buffer + self.end, APPLY_BUFFER_BYTES - self.end, 0)
+            n = recv(self.fd, self.buffer + self.end, APPLY_BUFFER_BYTES - self.end, 0)
             if n == 0:
                 return ECONNRESET
             if n < 0:

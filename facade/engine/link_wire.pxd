@@ -38,7 +38,8 @@ cdef struct FrameHeader:
     uint32_t crc
 
 # Writes the 40 bytes, CRC included, for a payload that stands at `payload`.
-cdef void pack_header(uint8_t *out, const FrameHeader *header, const uint8_t *payload) noexcept nogil
+cdef void pack_header(uint8_t *out, const FrameHeader *header,
+                      const uint8_t *payload) noexcept nogil
 # 0 or EPROTO: wrong magic, unknown type, over-long payload. The CRC is checked by check_frame().
 cdef int unpack_header(const uint8_t *data, FrameHeader *header) noexcept nogil
 # True when the CRC of header bytes and payload is right.

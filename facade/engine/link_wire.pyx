@@ -1,10 +1,10 @@
 """The link's frames: packing, unpacking and checking, without sockets."""
 
 from libc.errno cimport EPROTO
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from facade.engine.libc_extra cimport be32toh, be64toh, crc32c, crc32c_init, htobe32, htobe64
+from facade.engine.syscalls cimport be32toh, be64toh, crc32c, crc32c_init, htobe32, htobe64
 
 crc32c_init()
 
@@ -16,7 +16,8 @@ MAP = FRAME_MAP
 LAST = FRAME_LAST
 
 
-cdef void pack_header(uint8_t *out, const FrameHeader *header, const uint8_t *payload) noexcept nogil:
+cdef void pack_header(uint8_t *out, const FrameHeader *header,
+                      const uint8_t *payload) noexcept nogil:
     cdef uint32_t v32
     cdef uint64_t v64
     v32 = htobe32(FRAME_MAGIC)

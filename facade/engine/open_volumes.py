@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -32,8 +31,7 @@ class OpenVolume:
     @property
     def uri(self) -> str:
         """The NBD address."""
-        query = urllib.parse.urlencode({"socket": str(self.server.socket_path)}, safe="/")
-        return f"nbd+unix:///{urllib.parse.quote(self.name)}?{query}"
+        return self.server.uri
 
     def to_wire(self) -> dict[str, Any]:
         """Return the volume object of the control socket."""

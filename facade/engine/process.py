@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -29,6 +30,7 @@ def main() -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(threadName)s %(message)s"
     )
     threading.stack_size(THREAD_STACK_BYTES)
+    _raise_descriptor_limit()
     os.umask(0o077)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -46,6 +48,12 @@ def main() -> int:
     stop.wait()
     engine.stop()
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the system lets us: each connection takes up to two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 from libc.stdint cimport uint64_t
 
-from facade.engine.libc_extra cimport pthread_mutex_t
+from facade.engine.syscalls cimport pthread_mutex_t
 
 cdef enum:
     STRIPES = 256

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from facade.engine.libc_extra cimport (
+from facade.engine.syscalls cimport (
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -24,7 +24,7 @@ cdef class RangeLocks:
             pthread_mutex_destroy(&self.stripes[i])
 
     cdef void lock(self, uint64_t first, uint64_t last) noexcept nogil:
-        cdef uint64_t i, low = first % STRIPES, high = last % STRIPES
+        cdef int i, low = <int> (first % STRIPES), high = <int> (last % STRIPES)
         if last - first >= STRIPES - 1:
             for i in range(STRIPES):
                 pthread_mutex_lock(&self.stripes[i])
@@ -32,13 +32,13 @@ cdef class RangeLocks:
             for i in range(low, high + 1):
                 pthread_mutex_lock(&self.stripes[i])
         else:
-            for i in range(<uint64_t> 0, high + 1):
+            for i in range(high + 1):
                 pthread_mutex_lock(&self.stripes[i])
-            for i in range(low, <uint64_t> STRIPES):
+            for i in range(low, STRIPES):
                 pthread_mutex_lock(&self.stripes[i])
 
     cdef void unlock(self, uint64_t first, uint64_t last) noexcept nogil:
-        cdef uint64_t i, low = first % STRIPES, high = last % STRIPES
+        cdef int i, low = <int> (first % STRIPES), high = <int> (last % STRIPES)
         if last - first >= STRIPES - 1:
             for i in range(STRIPES):
                 pthread_mutex_unlock(&self.stripes[i])
@@ -46,7 +46,7 @@ cdef class RangeLocks:
             for i in range(low, high + 1):
                 pthread_mutex_unlock(&self.stripes[i])
         else:
-            for i in range(<uint64_t> 0, high + 1):
+            for i in range(high + 1):
                 pthread_mutex_unlock(&self.stripes[i])
-            for i in range(low, <uint64_t> STRIPES):
+            for i in range(low, STRIPES):
                 pthread_mutex_unlock(&self.stripes[i])

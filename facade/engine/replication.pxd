@@ -6,7 +6,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from facade.engine.change_map cimport ChangeMap
-from facade.engine.libc_extra cimport pthread_cond_t
+from facade.engine.syscalls cimport pthread_cond_t
 from facade.engine.link_sender cimport LinkSender
 from facade.engine.range_locks cimport RangeLocks
 from facade.engine.volume cimport Io, Volume

@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from facade.engine.change_map cimport ChangeMap
-from facade.engine.libc_extra cimport (
+from facade.engine.syscalls cimport (
     cond_init,
     is_zero,
     pthread_cond_broadcast,
@@ -29,11 +29,8 @@ from facade.engine.volume cimport (
     IO_FLUSH,
     IO_FUA,
     IO_NO_HOLE,
-    IO_PENDING,
     IO_READ,
-    IO_TRIM,
     IO_WRITE,
-    IO_ZERO,
     Io,
     Volume,
 )
@@ -299,7 +296,8 @@ cdef class ReplicationLayer(Volume):
             flags |= FRAME_NO_HOLE
         while True:
             self.locks.lock(first, last)
-            room = self.sender.try_reserve(size, WAIT_LOCAL | WAIT_REMOTE, parity, whole, &place, &seq)
+            room = self.sender.try_reserve(size, WAIT_LOCAL | WAIT_REMOTE, parity, whole,
+                                           &place, &seq)
             if room != EAGAIN:
                 break
             self.locks.unlock(first, last)

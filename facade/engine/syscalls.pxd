@@ -96,6 +96,7 @@ cdef extern from "<sys/socket.h>" nogil:
         size_t msg_controllen
         int msg_flags
     ssize_t recv(int fd, void *data, size_t count, int flags)
+    ssize_t send(int fd, const void *data, size_t count, int flags)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     int shutdown(int fd, int how)
     int setsockopt(int fd, int level, int option, const void *value, unsigned int length)
@@ -106,6 +107,10 @@ cdef extern from "<endian.h>" nogil:
     uint16_t be16toh(uint16_t value)
     uint32_t be32toh(uint32_t value)
     uint64_t be64toh(uint64_t value)
+
+cdef extern from "crc32c.h" nogil:
+    void crc32c_init "trellis_crc32c_init"()
+    uint32_t crc32c "trellis_crc32c"(uint32_t crc, const void *data, size_t size)
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -149,3 +154,48 @@ cdef extern from *:
     void atomic_store "trellis_atomic_store"(int64_t *at, int64_t value) noexcept nogil
     int64_t atomic_or "trellis_atomic_or"(int64_t *at, int64_t bits) noexcept nogil
     int64_t atomic_and "trellis_atomic_and"(int64_t *at, int64_t bits) noexcept nogil
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <string.h>
+    #include <time.h>
+    /* A condition variable on the monotonic clock, and a wait of at most `ms` milliseconds. */
+    static inline void trellis_cond_init(pthread_cond_t *c)
+    {
+        pthread_condattr_t a;
+        pthread_condattr_init(&a);
+        pthread_condattr_setclock(&a, CLOCK_MONOTONIC);
+        pthread_cond_init(c, &a);
+        pthread_condattr_destroy(&a);
+    }
+    static inline int trellis_cond_wait_ms(pthread_cond_t *c, pthread_mutex_t *m, long ms)
+    {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        t.tv_sec += ms / 1000;
+        t.tv_nsec += (ms % 1000) * 1000000L;
+        if (t.tv_nsec >= 1000000000L) { t.tv_sec++; t.tv_nsec -= 1000000000L; }
+        return pthread_cond_timedwait(c, m, &t);
+    }
+    static inline long trellis_now_ms(void)
+    {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return t.tv_sec * 1000L + t.tv_nsec / 1000000L;
+    }
+    static inline int trellis_is_zero(const void *data, size_t size)
+    {
+        const unsigned char *p = (const unsigned char *)data;
+        size_t head = size < 16 ? size : 16;
+        for (size_t i = 0; i < head; i++)
+            if (p[i]) return 0;
+        return size <= 16 || memcmp(p, p + 16, size - 16) == 0;
+    }
+    """
+    void cond_init "trellis_cond_init"(pthread_cond_t *c) noexcept nogil
+    # At most `ms` milliseconds; 0 or ETIMEDOUT.
+    int cond_wait_ms "trellis_cond_wait_ms"(
+        pthread_cond_t *c, pthread_mutex_t *m, long ms) noexcept nogil
+    long now_ms "trellis_now_ms"() noexcept nogil
+    bint is_zero "trellis_is_zero"(const void *data, size_t size) noexcept nogil

@@ -1,0 +1,1 @@
+"""Each figure against its peer, in one run."""

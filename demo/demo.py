@@ -27,6 +27,7 @@ SET: Final = "MySNDRSet"
 VOLUME_SIZE: Final = "256M"
 BITMAP_SIZE: Final = "1M"
 BLOCK_BYTES: Final = 32 * 1024
+BITMAP_HEADER_BYTES: Final = 8192
 CUT_OFF_WRITES: Final = (("0x5a", 200, 3), ("0x17", 250, 1))
 """Written while the link is cut: pattern, place and length in MiB."""
 CHANGED_BYTES: Final = sum(length for _, _, length in CUT_OFF_WRITES) << 20
@@ -154,6 +155,9 @@ def write_while_cut(
 ) -> None:
     """Without the link the application goes on; what it changes is recorded."""
     stage.step("The link is cut; the application goes on writing")
+    bitmap = Path(stage.ask("volume", "show", "MetaInfoVolume_a")["path"])
+    # Bits are cleared a moment after both sides have flushed; what is set then is from the cut on.
+    stage.wait_for("bitmap whose bits are cleared", lambda: bits_are_clear(bitmap))
     proxy.cut()
     stage.say("(the proxy between the engines resets every connection and takes no new one)")
     writes = [
@@ -261,6 +265,11 @@ def check_equal(stage: Stage, primary: Path, secondary: Path) -> None:
     digests = sums(stage, primary, secondary)
     stage.check(digests[0] == digests[1], "both volumes have the same SHA-256",
                 f"the volumes differ: {digests[0]} and {digests[1]}")  # fmt: skip
+
+
+def bits_are_clear(bitmap: Path) -> bool:
+    """No bit is set behind the header of a bitmap volume."""
+    return not any(bitmap.read_bytes()[BITMAP_HEADER_BYTES:])
 
 
 def sums(stage: Stage, primary: Path, secondary: Path) -> tuple[str, str]:

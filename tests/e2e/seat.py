@@ -73,7 +73,7 @@ class Seat:
         """`trellis ... --json` in this process: the same code, without the start of Python."""
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = run(trellis, "trellis", [*map(str, arguments), "--json"], self.environment)
+            status = run(trellis, "trellis", ["--json", *map(str, arguments)], self.environment)
         return Said(status, out.getvalue(), err.getvalue())
 
     def volume(self, host: str, name: str, size: str = "16M") -> Path:

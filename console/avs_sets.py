@@ -27,8 +27,8 @@ Set = Mapping[str, Any]
 def from_patent(command: str, words: Sequence[str], this_host: Callable[[], str]) -> dict[str, Any]:
     """The arguments of a `create` out of `-C ROLE MODE ENABLE AUTOSYNC SET ...`.
 
-    ROLE is the role of this host (asked for last), which must be one of the two. Raises NoMeaningHere for the later
-    product's `-C tag`, WrongUsage, BadName.
+    ROLE is the role of this host (asked for last), which must be one of the two. Raises
+    NoMeaningHere for the later product's `-C tag`, WrongUsage, BadName.
     """
     if not words or words[0] not in ("p", "s") or len(words) == 1:
         raise NoMeaningHere(command=command, option="-C tag", reason=NO_CLUSTER)

@@ -53,7 +53,7 @@ def main(command: str, arguments: Sequence[str], console: Console) -> int:
     elif action in _LISTS or action is None:
         _list(console, parsed, _LISTS.get(action or "p", arrow))
     else:
-        return _on_each(console, parsed, _action(command, console, parsed))
+        return _on_each(console, parsed, _action(console, parsed))
     return 0
 
 
@@ -105,13 +105,7 @@ def _list(console: Console, parsed: Parsed, line: Callable[[Mapping[str, Any]], 
     console.show(sets, "\n".join(line(one) for one in sets) or "No sets.")
 
 
-def _action(command: str, console: Console, parsed: Parsed) -> Each:
-    if parsed.action == "a":
-        raise unsupported(
-            f"Autosync {' '.join(parsed.action_words)}",
-            "a set does not start one by itself yet",
-            "Synchronise with `trellis replica sync` when the link is back.",
-        )
+def _action(console: Console, parsed: Parsed) -> Each:
     if parsed.modifier("r") is not None:
         sure = parsed.modifier("n") is not None
         console.confirm("Overwriting primary volumes from their secondaries", sure, "-n")

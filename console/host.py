@@ -36,7 +36,7 @@ def list_(console: Console) -> None:
 
 
 @host.command()
-@click.argument("name", metavar="H", required=False)
+@click.argument("name", metavar="[H]", required=False)
 @pass_console
 def show(console: Console, name: str | None) -> None:
     """Show one host: its beans, volumes and sets."""

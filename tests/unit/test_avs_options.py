@@ -88,7 +88,7 @@ def test_wrong_lines_are_wrong_usage(line: list[str]) -> None:
         parse("sndradm", SNDRADM, line)
 
 
-@pytest.mark.parametrize("letter", ["A", "W", "F", "D", "q", "I", "R"])
+@pytest.mark.parametrize("letter", ["a", "A", "W", "F", "D", "q", "I", "R"])
 def test_option_without_a_meaning_says_why(letter: str) -> None:
     with pytest.raises(NoMeaningHere) as caught:
         parse("sndradm", SNDRADM, [f"-{letter}", "x"])

@@ -76,6 +76,7 @@ class LinkSettings:
     listen: str = ""  # HOST:PORT
     advertise: str = ""  # HOST:PORT that other engines dial; `listen` unless set
     secret: str = field(default="", repr=False)
+    plain: bool = False  # links off the loopback are allowed although they are not encrypted
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,8 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
 
 
 def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return '"yes"' if value else '"no"'
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     escaped = "".join(_escape(letter) for letter in str(value))

@@ -145,6 +145,12 @@ def _mailbox(raw: str, source: str) -> str:
     return raw
 
 
+def _switch(raw: str, source: str) -> bool:
+    if raw not in ("yes", "no"):
+        raise refuse(source, f"it must be yes or no, and is {raw!r}")
+    return raw == "yes"
+
+
 PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "host": _host,
     "folder": _folder,
@@ -157,6 +163,7 @@ PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "smtp": _smtp,
     "mailbox": _mailbox,
     "mailboxes": _mailbox,
+    "switch": _switch,
 }
 
 # The kinds that are lists, and what separates their items in a variable.
@@ -230,6 +237,15 @@ _TABLE: Final = (
         "",
         required_for="engines know each other by one secret that all of them have",
         secret=True,
+    ),
+    Setting(
+        "link",
+        "plain",
+        "switch",
+        "`yes` allows a link off the loopback. It is authenticated and checked but not encrypted in"
+        " this version: only for a network that nobody else can read, or inside a tunnel.",
+        "TRELLIS_LINK_PLAIN",
+        "`no`",
     ),
     Setting(
         "broker",

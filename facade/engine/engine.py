@@ -21,6 +21,7 @@ from facade.contract.settings import Settings
 from facade.engine.control import ControlServer
 from facade.engine.control_errors import AddressTaken, EngineRunning, RequestRefused
 from facade.engine.journal import Journal
+from facade.engine.link_connection import Identity
 from facade.engine.link_server import LinkServer
 from facade.engine.open_volumes import OpenVolumes
 from facade.engine.replica_source import SyncRequest
@@ -49,12 +50,11 @@ class Engine:
         self._lock_file = _lock(host.data_dir)
         self.journal = Journal(host.journal_path, host.name)
         self.volumes = OpenVolumes(host.nbd_dir, host.name)
-        self.replicas = Replicas(self.volumes, self.journal, settings.link.secret, host.name)
+        who = Identity(host.name, settings.link.secret, settings.link.plain)
+        self.replicas = Replicas(self.volumes, self.journal, who)
         self._stopped = threading.Event()
         try:
-            self.link = LinkServer(
-                settings.link.listen, settings.link.secret, host.name, self.replicas.serve
-            )
+            self.link = LinkServer(settings.link.listen, who, self.replicas.serve)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise AddressTaken(address=settings.link.listen, reason=reason) from error

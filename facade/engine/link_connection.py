@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import json
 import secrets
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Any, Final
 
 from facade.contract.errors import TrellisError, error_from_wire, error_to_wire
-from facade.engine.link_errors import LinkBroken, LinkRefused, LinkUnreachable, LinkVersion
+from facade.engine.link_errors import (
+    LinkBroken,
+    LinkNotPrivate,
+    LinkRefused,
+    LinkUnreachable,
+    LinkVersion,
+)
 from facade.engine.link_wire import (
     CONTROL,
     HEADER_SIZE_BYTES,
@@ -140,10 +148,26 @@ def parse_message(payload: bytes) -> dict[str, Any]:
     return message if isinstance(message, dict) else {}
 
 
-def dial(address: str, secret: str, host: str, peer_host: str, set_id: str) -> LinkConnection:
+def check_private(sock_address: tuple[Any, ...], plain: bool) -> None:
+    """Raise LinkNotPrivate for an address off the loopback, unless `plain` allows it."""
+    address = str(sock_address[0])
+    if not plain and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        raise LinkNotPrivate(address=address)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this engine is on the link, and what it may do there."""
+
+    host: str
+    secret: str
+    plain: bool  # links off the loopback are allowed
+
+
+def dial(address: str, who: Identity, peer_host: str, set_id: str) -> LinkConnection:
     """Connect to another engine and prove who both are.
 
-    Raises LinkUnreachable, LinkBroken, LinkRefused, LinkVersion.
+    Raises LinkUnreachable, LinkBroken, LinkRefused, LinkVersion, LinkNotPrivate.
     """
     name, _, port = address.rpartition(":")
     try:
@@ -152,7 +176,8 @@ def dial(address: str, secret: str, host: str, peer_host: str, set_id: str) -> L
         raise LinkUnreachable(peer=peer_host, address=address, reason=_reason(error)) from error
     connection = LinkConnection(sock, peer_host)
     try:
-        _prove_as_dialer(connection, secret, host, peer_host, set_id)
+        check_private(sock.getpeername(), who.plain)
+        _prove_as_dialer(connection, who, peer_host, set_id)
     except BaseException:
         connection.close()
         raise
@@ -160,8 +185,9 @@ def dial(address: str, secret: str, host: str, peer_host: str, set_id: str) -> L
 
 
 def _prove_as_dialer(
-    connection: LinkConnection, secret: str, host: str, peer_host: str, set_id: str
+    connection: LinkConnection, who: Identity, peer_host: str, set_id: str
 ) -> None:
+    host, secret = who.host, who.secret
     nonce = secrets.token_hex(NONCE_BYTES)
     connection.send("hello", version=VERSION, host=host, to=peer_host, set_id=set_id, nonce=nonce)
     answer = connection.expect("challenge")
@@ -176,11 +202,12 @@ def _prove_as_dialer(
     connection.host = peer_host
 
 
-def welcome(connection: LinkConnection, secret: str, host: str) -> tuple[str, str]:
+def welcome(connection: LinkConnection, who: Identity) -> tuple[str, str]:
     """Prove identities as the side that was dialed; returns (host, set_id) of the dialer.
 
     Raises LinkBroken, LinkRefused, LinkVersion; the caller closes.
     """
+    host, secret = who.host, who.secret
     hello = connection.expect("hello")
     if hello.get("version") != VERSION:
         error = LinkVersion(peer=connection.peer, theirs=hello.get("version"), ours=VERSION)

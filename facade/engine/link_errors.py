@@ -1,7 +1,7 @@
 """Errors of the link between engines and of what travels over it.
 
 TrellisError
-  LinkError    LinkUnreachable LinkBroken LinkRefused LinkVersion
+  LinkError    LinkUnreachable LinkBroken LinkRefused LinkVersion LinkNotPrivate
   TargetError  TargetInUse WouldLoseWrites PeerNotReady SizeDiffers
 """
 
@@ -34,6 +34,14 @@ class LinkRefused(LinkError):
     code = "link_refused"
     message = "The link to {peer} was refused: {reason}."
     hint = "Both hosts need the same `[link] secret` and each other's right names."
+
+
+class LinkNotPrivate(LinkError):
+    """The link would leave the loopback, where it is not encrypted."""
+
+    code = "link_not_private"
+    message = "The link address {address} is off the loopback, and links are not encrypted yet."
+    hint = "Put a tunnel between, or allow it with `[link] plain` on a network that is private."
 
 
 class LinkVersion(LinkError):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from facade.contract.errors import TrellisError
-from facade.engine.link_connection import LinkConnection, welcome
+from facade.engine.link_connection import Identity, LinkConnection, check_private, welcome
 
 log = logging.getLogger("trellis.link")
 
@@ -23,13 +23,14 @@ class LinkServer:
     def __init__(
         self,
         address: str,
-        secret: str,
-        host: str,
+        who: Identity,
         serve: Callable[[LinkConnection, str], None],
     ) -> None:
-        """Bind at once, so that a taken port is known at the start. Raises OSError."""
-        self.secret = secret
-        self.host = host
+        """Bind at once, so that a taken port is known at the start.
+
+        Raises OSError, LinkNotPrivate.
+        """
+        self.who = who
         self.serve = serve
         self._slots = threading.BoundedSemaphore(CONNECTIONS_MAX)
         name, _, port = address.rpartition(":")
@@ -38,6 +39,7 @@ class LinkServer:
         try:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._listener.bind((name.strip("[]"), int(port)))
+            check_private(self._listener.getsockname(), who.plain)
             self._listener.listen(BACKLOG)
         except BaseException:
             self._listener.close()
@@ -73,7 +75,7 @@ class LinkServer:
     def _welcome(self, sock: socket.socket, peer: str) -> None:
         connection = LinkConnection(sock, peer)
         try:
-            host, set_id = welcome(connection, self.secret, self.host)
+            host, set_id = welcome(connection, self.who)
             self.serve(connection, set_id)
             log.debug("link from %s for %s has ended", host, set_id)
         except TrellisError as error:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from facade.contract.errors import TrellisError
 from facade.engine.control_errors import EngineFault
 from facade.engine.job import CANCELLED, DONE, FAILED, Job
-from facade.engine.link_connection import LinkConnection, dial, parse_message
+from facade.engine.link_connection import Identity, LinkConnection, dial, parse_message
 from facade.engine.link_errors import LinkBroken, PeerNotReady
 from facade.engine.link_sender import LinkSender
 from facade.engine.replica import Replica
@@ -51,13 +51,10 @@ class SyncCancelled(Exception):
 class Source:
     """One link of a primary to its secondary."""
 
-    def __init__(
-        self, replica: Replica, secret: str, host: str, on_lost: Callable[[], None]
-    ) -> None:
+    def __init__(self, replica: Replica, who: Identity, on_lost: Callable[[], None]) -> None:
         """Prepare; `run` does the work. `on_lost`: the link ended and nobody meant it."""
         self.replica = replica
-        self.secret = secret
-        self.host = host
+        self.who = who
         self.sender: LinkSender | None = None
         self.on_lost = on_lost
         self.reason = ""  # why the link ended, when this side ended it on purpose
@@ -123,7 +120,7 @@ class Source:
 
     def _attach(self, request: SyncRequest) -> LinkConnection:
         spec = self.replica.spec
-        connection = dial(request.peer_link, self.secret, self.host, spec.peer_host, spec.set_id)
+        connection = dial(request.peer_link, self.who, spec.peer_host, spec.set_id)
         self._connection = connection
         connection.send(
             "attach",

@@ -12,7 +12,7 @@ from facade.contract.errors import TrellisError
 from facade.engine.autosync import Autosync
 from facade.engine.job import DONE, RUNNING, Job
 from facade.engine.journal import Journal
-from facade.engine.link_connection import LinkConnection
+from facade.engine.link_connection import Identity, LinkConnection
 from facade.engine.link_errors import PeerNotReady
 from facade.engine.open_volumes import OpenVolumes
 from facade.engine.replica import OPERATION_WAIT_S, Replica
@@ -35,12 +35,12 @@ COMMAND_REASON: Final = "by command"
 class Replicas:
     """The sides that are enabled here, by set id; threads may share it."""
 
-    def __init__(self, volumes: OpenVolumes, journal: Journal, secret: str, host: str) -> None:
+    def __init__(self, volumes: OpenVolumes, journal: Journal, who: Identity) -> None:
         """Start with none."""
         self.volumes = volumes
         self.journal = journal
-        self.secret = secret
-        self.host = host
+        self.who = who
+        self.host = who.host
         self._lock = threading.Lock()
         self._replicas: dict[str, Replica] = {}
         self._sources: dict[str, Source] = {}
@@ -168,9 +168,7 @@ class Replicas:
             old = self._sources.pop(set_id, None)
             if old is not None:
                 old.stop("a new link begins")
-            source = Source(
-                replica, self.secret, self.host, on_lost=lambda: self._link_lost(replica)
-            )
+            source = Source(replica, self.who, on_lost=lambda: self._link_lost(replica))
             job = Job(set_id, request.kind)
             replica.job = job
             self._sources[set_id] = source

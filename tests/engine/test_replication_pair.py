@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from tests.engine.harness import (
     BLOCK_BYTES,
     KIB,
     MIB,
+    ROOT,
     EngineProcess,
     Pair,
+    free_port,
     new_secret,
     wait_for,
 )
@@ -269,3 +273,21 @@ def test_autosync_brings_the_set_back_by_itself(tmp_path: Path, victim: str) -> 
     finally:
         for engine in engines:
             engine.dispose()
+
+
+def test_link_off_the_loopback_must_be_asked_for(tmp_path: Path) -> None:
+    engine = EngineProcess(tmp_path, "host_a", new_secret())
+    try:
+        refused = subprocess.run(
+            [sys.executable, "-m", "facade.engine.process", "--config", str(engine.config)],
+            env={**os.environ, "TRELLIS_LINK_LISTEN": f"0.0.0.0:{free_port()}"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("error: link_not_private: "), refused.stderr
+    finally:
+        engine.dispose()

@@ -18,6 +18,7 @@ WHOLE = {
     "TRELLIS_LINK_LISTEN": "[::1]:7000",
     "TRELLIS_LINK_ADVERTISE": "proxy:7001",
     "TRELLIS_LINK_SECRET": SECRET,
+    "TRELLIS_LINK_PLAIN": "yes",
     "TRELLIS_BROKER_URLS": "amqp://u:p@a:1, amqps://u:p@b",
     "TRELLIS_REDIS_URL": 'redis+socket:///r"\\/s?password=p',
     "TRELLIS_MAIL_SMTP": "mail:25",
@@ -35,6 +36,7 @@ def test_variables_file_and_dump_agree(tmp_path):
     assert settings.host.name == "host_a"
     assert settings.host.volume_dirs == (Path("/v"), Path("/w"))
     assert settings.broker.urls == ("amqp://u:p@a:1", "amqps://u:p@b")
+    assert settings.link.plain is True
     assert settings.mail.smtp == "smtp://mail:25"
     assert split_address(settings.link.listen) == ("::1", 7000)
 

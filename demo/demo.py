@@ -1,6 +1,6 @@
 """`make demo`: the patent's example on two hosts of this machine, each command printed first.
 
-Every tool that touches a volume is somebody else's: mkfs.ext4, debugfs, e2fsck, nbdcopy, qemu-io,
+Every tool that touches a volume is somebody else's: mkfs.ext4, debugfs, nbdcopy, qemu-io and
 sha256sum. Everything lives in `.trellis-demo`, removed at the start and, if all went well, at the
 end.
 """

@@ -24,10 +24,7 @@ TERMINAL_COLUMNS: Final = 110
 COMMAND_TIMEOUT_S: Final = 120.0
 FACT_TIMEOUT_S: Final = 20.0
 FACT_POLL_S: Final = 0.1
-PROGRAMS: Final = (
-    "mkfs.ext4", "debugfs", "e2fsck", "nbdcopy", "qemu-io", "sha256sum", "rabbitmq-server",
-    "redis-server",
-)  # fmt: skip
+PROGRAMS: Final = ("mkfs.ext4", "debugfs", "nbdcopy", "qemu-io", "sha256sum")
 
 T = TypeVar("T")
 

@@ -52,6 +52,7 @@ class NotConfirmed(TrellisError):
 
     code = "not_confirmed"
     message = "{action}: not done, because it was not confirmed."
+    hint = "Nothing was changed."
 
 
 class NoMeaningHere(UsageError):

@@ -96,7 +96,7 @@ def test_cut_resets_open_connections_and_refuses_new_ones(
         with pytest.raises(ConnectionError):
             sock.recv(1)
         assert echo.ended.wait(TIMEOUT_S)
-    with connect(proxy) as late, pytest.raises(ConnectionError):
+    with pytest.raises(ConnectionError), connect(proxy) as late:
         late.recv(1)
 
 
@@ -126,8 +126,8 @@ def test_stall_keeps_bytes_until_restore(proxy: LinkProxy) -> None:
 
 
 def test_without_a_target_a_connection_is_reset() -> None:
-    with LinkProxy(("127.0.0.1", 0)) as proxy, connect(proxy) as sock:
-        with pytest.raises(ConnectionError):
+    with LinkProxy(("127.0.0.1", 0)) as proxy:
+        with pytest.raises(ConnectionError), connect(proxy) as sock:
             sock.recv(1)
 
 

@@ -14,6 +14,7 @@ from facade.contract.errors import BadName, TrellisError, UnreachableError
 class Gone(UnreachableError):
     code = "test_gone"
     message = "Nobody is there."
+    hint = "Wait."
 
 
 class Clock:

@@ -301,7 +301,8 @@ cdef class Bitmap:
     def merge(self, uint64_t offset_bytes, const uint8_t[::1] piece not None) -> None:
         """Set every bit that is set in a piece of another side's map; sync() makes it durable."""
         cdef uint64_t size = piece.shape[0], i, page
-        if offset_bytes % 8 or size % 8 or offset_bytes + size > self.words * 8:
+        if offset_bytes % 8 or size % 8 or size > self.words * 8 or \
+                offset_bytes > self.words * 8 - size:
             raise IndexError(f"piece of {size} bytes at {offset_bytes} of {self.words * 8}")
         if size == 0:
             return

@@ -17,6 +17,7 @@ from facade.engine.control_errors import EngineFault, RequestRefused
 log = logging.getLogger("trellis.control")
 
 LINE_BYTES_MAX: Final = 1 << 20
+ACCEPT_RETRY_S: Final = 0.1  # out of descriptors, or a client that left while it waited
 CONNECTIONS_MAX: Final = 128
 REQUEST_TIMEOUT_S: Final = 120.0  # a connection that sends nothing for so long is closed
 
@@ -31,6 +32,7 @@ class ControlServer:
         self.path = path
         self.methods = methods
         self._slots = threading.BoundedSemaphore(CONNECTIONS_MAX)
+        self._stopped = threading.Event()
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -50,6 +52,8 @@ class ControlServer:
 
     def stop(self) -> None:
         """Answer no more."""
+        self._stopped.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.path.unlink(missing_ok=True)
 
@@ -57,8 +61,11 @@ class ControlServer:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._stopped.wait(ACCEPT_RETRY_S):
+                    return
+                log.warning("not accepted: %s", error)
+                continue
             if not self._slots.acquire(blocking=False):
                 connection.close()
                 continue

@@ -15,11 +15,12 @@ from typing import Any, Final
 import facade.replication_events
 import facade.volume_events  # noqa: F401  # both register the events that the engine makes
 from facade.config_store import ConfigStore
-from facade.contract.errors import TrellisError
+from facade.contract.errors import TrellisError, error_to_wire
 from facade.contract.events import new_event, now
 from facade.contract.settings import Settings
 from facade.engine.control import ControlServer
-from facade.engine.control_errors import AddressTaken, EngineRunning, RequestRefused
+from facade.engine.control_errors import AddressTaken, EngineFault, EngineRunning, RequestRefused
+from facade.engine.job import FAILED
 from facade.engine.journal import Journal
 from facade.engine.link_connection import Identity
 from facade.engine.link_server import LinkServer
@@ -27,6 +28,7 @@ from facade.engine.open_volumes import OpenVolumes
 from facade.engine.replica_source import SyncRequest
 from facade.engine.replica_spec import ReplicaSpec
 from facade.engine.replicas import Replicas
+from facade.errors import Unsupported
 
 log = logging.getLogger("trellis.engine")
 
@@ -63,6 +65,8 @@ class Engine:
     def start(self) -> None:
         """Open what the configuration store says, then answer."""
         clean = self.journal.begin_run()
+        stopped = EngineFault(reason="the engine ended while it ran")
+        self.journal.end_stale_jobs(FAILED, error_to_wire(stopped), now())
         self._boot()
         name = "engine_started" if clean else "engine_recovered"
         self.journal.record(new_event("engine", name, self.settings.host.name, ""))
@@ -71,7 +75,11 @@ class Engine:
         log.info("engine of %s serves, process %d", self.settings.host.name, os.getpid())
 
     def _boot(self) -> None:
-        """Volumes, then sets. What cannot be opened is told and left out: the rest is served."""
+        """Open volumes, engage sets, then export: no write may pass a set that is to see it.
+
+        What cannot be opened is told and left out, with a volume whose set cannot be engaged; the
+        rest is served.
+        """
         with ConfigStore(
             self.settings.host.config_path, read_only=True, host=self.settings.host.name
         ) as store:
@@ -80,7 +88,7 @@ class Engine:
             if volume.control == "none":
                 continue
             try:
-                self.volumes.open(volume.name, Path(volume.path))
+                self.volumes.open(volume.name, Path(volume.path), serve=False)
             except (TrellisError, OSError) as error:
                 self._not_opened(volume.name, volume.path, error)
         for record in sets:
@@ -90,6 +98,12 @@ class Engine:
                 self.set_enable({**record.spec, "set_id": record.set_id}, "resume")
             except (TrellisError, OSError) as error:
                 self._not_opened(record.name, str(record.spec.get("bitmap_path")), error)
+                self.volumes.give_up(str(record.spec.get("volume")))
+        for opened in self.volumes.all():
+            try:
+                opened.serve()
+            except TrellisError as error:
+                self._not_opened(opened.name, str(opened.path), error)
 
     def _not_opened(self, name: str, path: str, error: Exception) -> None:
         log.error("%s is not served: %s", name, error)
@@ -191,6 +205,12 @@ class Engine:
         """`set.sync`."""
         if kind not in SYNC_KINDS:
             raise RequestRefused(reason=f"kind is {kind}, not one of {', '.join(SYNC_KINDS)}")
+        if keep not in (None, "primary"):
+            raise Unsupported(
+                what=f"--keep {keep}",
+                why="copies go from the primary to the secondary only",
+                instead="Leave it out, or say `--keep primary`.",
+            )
         address = peer_link or self.replicas.get(set_id).spec.peer_link
         return self.replicas.sync(set_id, SyncRequest(kind, keep, address)).to_wire()
 

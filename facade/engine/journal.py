@@ -74,6 +74,22 @@ class Journal:
         with self._lock, self._db:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('running', '0')")
 
+    def set_following(self, set_id: str, following: bool) -> None:
+        """Note whether the sides are to be joined again by themselves (autosync)."""
+        with self._lock, self._db:
+            self._db.execute(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                (f"following:{set_id}", "1" if following else "0"),
+            )
+
+    def is_following(self, set_id: str) -> bool:
+        """Tell what set_following noted last; False before any."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT value FROM meta WHERE key=?", (f"following:{set_id}",)
+            ).fetchone()
+        return row is not None and row[0] == "1"
+
     # ---- states and events -----------------------------------------------------------------
 
     def change(
@@ -92,6 +108,7 @@ class Journal:
         """Durably forget a side: it was disabled."""
         with self._lock, self._db:
             self._db.execute("DELETE FROM sides WHERE set_id=?", (set_id,))
+            self._db.execute("DELETE FROM meta WHERE key=?", (f"following:{set_id}",))
             self._insert(event)
         self._tell()
 
@@ -165,6 +182,12 @@ class Journal:
                 "DELETE FROM jobs WHERE number <= (SELECT max(number) FROM jobs) - ?",
                 (JOBS_KEPT_MAX,),
             )
+
+    def end_stale_jobs(self, state: str, error: dict[str, Any], ended_at: str) -> None:
+        """Close the record of every job that an earlier run of the engine left running."""
+        for job in self.jobs():
+            if job["state"] == "running":
+                self.put_job({**job, "state": state, "error": error, "ended_at": ended_at})
 
     def job(self, job_id: str) -> dict[str, Any] | None:
         """Return a job's record, or None."""

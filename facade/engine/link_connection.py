@@ -13,6 +13,7 @@ import json
 import secrets
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ from facade.engine.link_wire import (
 )
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
+EXCHANGE_TIMEOUT_S: Final = 60.0  # from connection to data, bitmaps included
 CONNECT_TIMEOUT_S: Final = 5.0
 MAP_PIECE_BYTES: Final = 512 << 10
 SOCKET_BUFFER_BYTES: Final = 4 << 20
@@ -55,6 +57,8 @@ class LinkConnection:
         self.host = ""  # the other side's name, proven once the handshake is done
         self.sent_bytes = 0
         self.received_bytes = 0
+        # Until the data begins: a peer that sends a byte now and then holds no place for long.
+        self.deadline_s = time.monotonic() + EXCHANGE_TIMEOUT_S
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
@@ -78,6 +82,8 @@ class LinkConnection:
     def _receive(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
+            if time.monotonic() > self.deadline_s:
+                raise LinkBroken(peer=self.peer, reason="it takes too long")
             try:
                 piece = self.sock.recv(size - len(data))
             except OSError as error:
@@ -115,7 +121,8 @@ class LinkConnection:
         frame_kind, _, _, _, _, payload = self._frame()
         message = parse_message(payload) if frame_kind == CONTROL else {}
         if message.get("type") == "refused":
-            raise error_from_wire(message.get("error") or {})
+            told = message.get("error")
+            raise error_from_wire(told if isinstance(told, dict) else {})
         if message.get("type") != kind:
             raise LinkBroken(peer=self.peer, reason=f"expected {kind}, got {message.get('type')}")
         return message
@@ -143,7 +150,7 @@ def parse_message(payload: bytes) -> dict[str, Any]:
     """Return a control message; an empty one for what is none."""
     try:
         message = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return message if isinstance(message, dict) else {}
 

@@ -49,6 +49,7 @@ cdef class LinkSender:
     cdef uint64_t tail
     cdef int dead                # errno that ended the link; 0 while it lives
     cdef long progress_ms        # when the last acknowledgement or idle moment was
+    cdef long advance_ms         # when the last acknowledgement of something new was
     cdef readonly uint64_t sent_bytes
     cdef readonly uint64_t received_bytes
     cdef long timeout_ms
@@ -75,6 +76,7 @@ cdef class LinkSender:
     cdef void kill(self, int error) noexcept nogil
     cdef void end_frames(self, uint64_t up_to) noexcept nogil
     cdef int send_loop(self) noexcept nogil
+    cdef bint is_overdue(self, long now) noexcept nogil
     cdef void ping(self) noexcept nogil
     cdef int send_all(self, const uint8_t *data, size_t size) noexcept nogil
     cdef int receive_loop(self, uint8_t *buffer, size_t size, size_t *start,

@@ -48,6 +48,7 @@ from facade.engine.volume cimport IO_PENDING, Io
 
 cdef enum:
     RECEIVE_BYTES = 128 << 10
+    STUCK_LIMIT_MS = 40000       # a frame not done for so long, however alive the peer says it is
     CONTROL_ARRIVED = -2         # receive_loop(): a control frame stands at *start
 
 
@@ -73,6 +74,7 @@ cdef class LinkSender:
         self.next_seq = 1
         self.send_seq = 1
         self.progress_ms = now_ms()
+        self.advance_ms = self.progress_ms
         cdef void *p = mmap(NULL, RING_BYTES, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if p == MAP_FAILED:
@@ -269,6 +271,8 @@ cdef class LinkSender:
         cdef SentFrame *frame
         cdef Io *io
         cdef int parity, error
+        if self.acked_seq < up_to:
+            self.advance_ms = now_ms()
         while self.acked_seq < up_to:
             self.acked_seq += 1
             frame = &self.frames[self.acked_seq % FRAMES_LIMIT]
@@ -306,7 +310,8 @@ cdef class LinkSender:
     cdef void kill(self, int error) noexcept nogil:
         pthread_mutex_lock(&self.lock)
         if not self.dead:
-            self.dead = error if error else ESHUTDOWN
+            # EAGAIN means "no room" to those who reserve; a peer can send any number.
+            self.dead = EPROTO if error == EAGAIN else error if error else ESHUTDOWN
             shutdown(self.fd, SHUT_RDWR)
             self.end_frames(self.next_seq - 1)
             pthread_cond_broadcast(&self.work)
@@ -327,7 +332,7 @@ cdef class LinkSender:
             frame = &self.frames[self.send_seq % FRAMES_LIMIT]
             if self.send_seq == self.next_seq or not frame.ready:
                 now = now_ms()
-                if self.acked_seq + 1 < self.send_seq and now - self.progress_ms > self.timeout_ms:
+                if self.is_overdue(now):
                     error = ETIMEDOUT
                     break
                 ping = (self.send_seq == self.next_seq and self.acked_seq + 1 == self.next_seq
@@ -350,12 +355,16 @@ cdef class LinkSender:
                 frame = &self.frames[seq % FRAMES_LIMIT]
                 if not frame.ready or frame.position != end:
                     break
+                # The ring's end is followed by its front, not by more memory.
+                if seq > self.send_seq and end % RING_BYTES == 0:
+                    break
                 end = frame.position + frame.size_bytes
                 seq += 1
                 if frame.size_bytes != frame.reserved_bytes:
                     break
             if self.send_seq == self.acked_seq + 1:
                 self.progress_ms = now_ms()
+                self.advance_ms = self.progress_ms
             pthread_mutex_unlock(&self.lock)
             error = self.send_all(self.ring + start % RING_BYTES, end - start)
             pthread_mutex_lock(&self.lock)
@@ -371,9 +380,17 @@ cdef class LinkSender:
         pthread_mutex_unlock(&self.lock)
         return error
 
+    cdef bint is_overdue(self, long now) noexcept nogil:
+        # Silence, or a peer that repeats its last acknowledgement for ever.
+        if self.acked_seq + 1 >= self.send_seq:
+            return False
+        return now - self.progress_ms > self.timeout_ms or now - self.advance_ms > STUCK_LIMIT_MS
+
     cdef void ping(self) noexcept nogil:
         cdef uint8_t *place = NULL
-        cdef uint64_t seq = self.reserve(0, WAIT_REMOTE, -1, NULL, &place)
+        cdef uint64_t seq = 0
+        # The sender thread itself must not wait for room: nobody else makes any.
+        self.try_reserve(0, WAIT_REMOTE, -1, NULL, &place, &seq)
         if seq:
             self.fill(seq, FRAME_PING, 0, 0, 0, 0)
 

@@ -13,6 +13,7 @@ from facade.engine.link_connection import Identity, LinkConnection, check_privat
 
 log = logging.getLogger("trellis.link")
 
+ACCEPT_RETRY_S: Final = 0.1  # out of descriptors, or a client that left while it waited
 CONNECTIONS_MAX: Final = 256  # strangers included; more are closed at once
 BACKLOG: Final = 64
 
@@ -33,6 +34,7 @@ class LinkServer:
         self.who = who
         self.serve = serve
         self._slots = threading.BoundedSemaphore(CONNECTIONS_MAX)
+        self._stopped = threading.Event()
         name, _, port = address.rpartition(":")
         family = socket.AF_INET6 if ":" in name else socket.AF_INET
         self._listener = socket.socket(family, socket.SOCK_STREAM)
@@ -52,6 +54,7 @@ class LinkServer:
 
     def stop(self) -> None:
         """Accept no more; links that stand are the sets' own."""
+        self._stopped.set()
         try:
             self._listener.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -62,8 +65,11 @@ class LinkServer:
         while True:
             try:
                 sock, address = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._stopped.wait(ACCEPT_RETRY_S):
+                    return
+                log.warning("not accepted: %s", error)
+                continue
             if not self._slots.acquire(blocking=False):
                 log.warning("more than %d links: one is turned away", CONNECTIONS_MAX)
                 sock.close()

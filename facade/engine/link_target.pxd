@@ -21,6 +21,7 @@ cdef class LinkTarget:
     cdef bint busy                 # a frame is being applied, since busy_since_ms
     cdef long busy_since_ms
     cdef pthread_mutex_t send_lock
+    cdef readonly int apply_errno  # of the volume below, when that ended the link
     cdef readonly uint64_t received_bytes
     cdef readonly uint64_t sent_bytes
     cdef readonly uint64_t applied_bytes

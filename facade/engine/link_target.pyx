@@ -207,6 +207,8 @@ cdef class LinkTarget:
                 error = self.apply_one(&header, self.buffer + self.start + HEADER_BYTES)
                 self.busy = False
                 if error:
+                    if error != EPROTO:
+                        self.apply_errno = error
                     self.send_frame(FRAME_ERROR, self.applied_seq, <uint64_t> error)
                     return error
                 self.applied_seq = header.seq

@@ -33,6 +33,15 @@ class OpenVolume:
         """The NBD address."""
         return self.server.uri
 
+    def serve(self) -> None:
+        """Begin to export it. Raises PathRefused."""
+        try:
+            self.server.start()
+        except OSError as error:
+            raise PathRefused(
+                path=str(self.server.socket_path), reason=error.strerror or str(error)
+            ) from error
+
     def to_wire(self) -> dict[str, Any]:
         """Return the volume object of the control socket."""
         return {
@@ -63,8 +72,8 @@ class OpenVolumes:
         self._lock = threading.Lock()
         self._volumes: dict[str, OpenVolume] = {}
 
-    def open(self, name: str, path: Path) -> OpenVolume:
-        """Open and export a volume; the same one again is the one there is.
+    def open(self, name: str, path: Path, serve: bool = True) -> OpenVolume:
+        """Open a volume and, with `serve`, export it; the same one again is the one there is.
 
         Raises PathRefused, VolumeBusy (the file is served by another engine).
         """
@@ -82,15 +91,15 @@ class OpenVolumes:
             server = NbdServer(
                 stack, socket_path(self.nbd_dir, name), name, can_trim=file.can_punch
             )
-            try:
-                server.start()
-            except OSError as error:
-                file.close()
-                raise PathRefused(
-                    path=str(server.socket_path), reason=error.strerror or str(error)
-                ) from error
-            self._volumes[name] = OpenVolume(name, path, file, stack, server)
-            return self._volumes[name]
+            volume = OpenVolume(name, path, file, stack, server)
+            if serve:
+                try:
+                    volume.serve()
+                except PathRefused:
+                    file.close()
+                    raise
+            self._volumes[name] = volume
+            return volume
 
     def close(self, name: str) -> None:
         """Stop exporting a volume; one that is not open is closed already. Raises VolumeBusy."""
@@ -106,6 +115,14 @@ class OpenVolumes:
                 )
             del self._volumes[name]
             self._end(volume)
+
+    def give_up(self, name: str) -> None:
+        """Close a volume that was never exported: it must not be written without its set."""
+        with self._lock:
+            volume = self._volumes.pop(name, None)
+        if volume is not None:
+            volume.stack.close()
+            volume.file.close()
 
     def get(self, name: str) -> OpenVolume:
         """Return an open volume. Raises UnknownVolume."""

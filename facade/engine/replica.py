@@ -1,8 +1,9 @@
 """One side of a replication set in the engine: its state, its bitmap, its layer, its link.
 
-Locks: `_lock` guards state and flags and is never held while the network is waited for.
-`operation` is held for the whole of an operation that changes the side (sync, log, disable, being
-attached as target), so that there is one at a time.
+Locks: `operation` is held while an operation changes the side (start of a sync, log, disable) and
+as long as a link serves it as target, so that there is one at a time. `lock` guards state, flags
+and which link is the current one; the end of a link and a change of state are told apart under it.
+It is never held while the network is waited for. `operation` is taken first.
 """
 
 from __future__ import annotations
@@ -41,8 +42,7 @@ class Replica:
         self.job: Job | None = None
         self.last_error: dict[str, Any] | None = None
         self.connected = False
-        self.was_following = False  # the engine ended while the sides were joined
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._state = states.DISABLED
         self._flags: frozenset[str] = frozenset()
         _check_size(spec, volume)
@@ -106,7 +106,7 @@ class Replica:
             dirty = init == "dirty" and self.spec.role == "primary"
             self.changes.format(self._first_header(set_id), dirty)
         self.volume.stack.set_top(self.layer)
-        with self._lock:
+        with self.lock:
             self._state = states.LOGGING
             self._flags = flags
         for event in events:
@@ -128,7 +128,6 @@ class Replica:
         why = self.changes.load(set_id)
         recorded = self.journal.side(self.spec.set_id)
         flags = recorded[1] if recorded else frozenset()
-        self.was_following = recorded is not None and recorded[0] != states.LOGGING
         header = self.changes.header
         if header is not None:
             flags |= header.flags
@@ -149,9 +148,12 @@ class Replica:
         return flags
 
     def disable(self) -> None:
-        """Take the layer off; the bitmap's content is given up."""
+        """Take the layer off; the bitmap's content is given up.
+
+        Raises TimeoutError when requests in flight do not end; then nothing has changed.
+        """
         self.volume.stack.set_top(self.volume.file)
-        with self._lock:
+        with self.lock:
             self._state = states.DISABLED
         self.journal.forget(self.spec.set_id, self._event("set_disabled"))
         self.changes.close()
@@ -181,7 +183,7 @@ class Replica:
         stays until both records agree (the union counts at boot). Raises OSError when the bitmap
         volume fails; the state in memory has changed all the same.
         """
-        with self._lock:
+        with self.lock:
             self._state = states.next_state(self._state, trigger)
             self._flags = self._flags - remove | add
             state, flags = self._state, self._flags
@@ -202,7 +204,7 @@ class Replica:
 
     def _bitmap_failed(self, error: int) -> bool:
         """Called by the data path: put the failure on durable record, once."""
-        with self._lock:
+        with self.lock:
             if "bitmap_failed" in self._flags:
                 return True
             flags = self._flags | {"bitmap_failed"}

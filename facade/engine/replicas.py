@@ -6,17 +6,20 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 from facade.contract.errors import TrellisError
+from facade.engine import states
 from facade.engine.autosync import Autosync
-from facade.engine.job import DONE, RUNNING, Job
+from facade.engine.control_errors import EngineFault
+from facade.engine.job import DONE, FAILED, Job
 from facade.engine.journal import Journal
 from facade.engine.link_connection import Identity, LinkConnection
 from facade.engine.link_errors import PeerNotReady
 from facade.engine.open_volumes import OpenVolumes
 from facade.engine.replica import OPERATION_WAIT_S, Replica
-from facade.engine.replica_source import Source, SyncRequest
+from facade.engine.replica_source import Leaving, Source, SyncRequest
 from facade.engine.replica_spec import ReplicaSpec
 from facade.engine.replica_target import Target
 from facade.errors import (
@@ -46,6 +49,7 @@ class Replicas:
         self._sources: dict[str, Source] = {}
         self._targets: dict[str, Target] = {}
         self._autosyncs: dict[str, Autosync] = {}
+        self._closing = False
 
     # ---- which there are ----------------------------------------------------------------------
 
@@ -77,39 +81,45 @@ class Replicas:
         """Engage a side; the same one again is the one there is.
 
         `bitmap` names the bitmap's volume when it has one: nobody else writes it from now on.
-        Raises VolumeBusy, BitmapTooSmall, PathRefused, UnknownVolume.
+        Raises VolumeBusy, BitmapTooSmall, SizeDiffers, PathRefused, UnknownVolume; then nothing
+        is engaged.
         """
         with self._lock:
             known = self._replicas.get(spec.set_id)
             if known is not None:
                 return known
             volume = self.volumes.get(spec.volume)
+            holder = None if bitmap is None else self.volumes.get(bitmap)
             if volume.sets:
                 raise VolumeBusy(volume=spec.volume, role="data volume", used_by="another set")
             try:
+                if holder is not None:
+                    holder.stack.set_read_only(True)
                 replica = Replica(spec, volume, self.journal)
                 replica.enable(init)
-            except OSError as error:
-                raise PathRefused(
-                    path=str(spec.bitmap_path), reason=error.strerror or str(error)
-                ) from error
-            volume.sets.add(spec.set_id)
-            if bitmap is not None:
-                holder = self.volumes.get(bitmap)
-                holder.stack.set_read_only(True)
-                holder.sets.add(spec.set_id)
+            except BaseException as error:
+                volume.stack.set_top(volume.file)
+                if holder is not None and not holder.sets:
+                    holder.stack.set_read_only(False)
+                if isinstance(error, OSError):
+                    reason = error.strerror or str(error)
+                    raise PathRefused(path=str(spec.bitmap_path), reason=reason) from error
+                raise
+            for used in (volume, holder):
+                if used is not None:
+                    used.sets.add(spec.set_id)
             self._replicas[spec.set_id] = replica
-            self._autosyncs[spec.set_id] = Autosync(
-                spec.name, lambda: self._sync_quietly(spec.set_id)
-            )
-            if replica.was_following:
-                self._link_lost(replica)
+            set_id = spec.set_id
+            self._autosyncs[set_id] = Autosync(spec.name, lambda: self._sync_quietly(set_id))
+            self._link_lost(replica)
             return replica
 
     def _link_lost(self, replica: Replica) -> None:
-        """Begin to try again, where that was asked for."""
-        if replica.spec.autosync and replica.spec.role == "primary":
-            self._autosyncs[replica.spec.set_id].begin()
+        """Begin to try again, where the sides were joined and that was asked for."""
+        spec = replica.spec
+        wanted = spec.autosync and spec.role == "primary" and not self._closing
+        if wanted and self.journal.is_following(spec.set_id):
+            self._autosyncs[spec.set_id].begin()
 
     def _sync_quietly(self, set_id: str) -> Job:
         address = self.get(set_id).spec.peer_link
@@ -118,7 +128,7 @@ class Replicas:
     def update(self, spec: ReplicaSpec) -> Replica:
         """Take over what may change while a set is enabled. Raises SetNotEnabled."""
         replica = self.get(spec.set_id)
-        replica.spec = spec
+        replica.spec = replace(replica.spec, peer_link=spec.peer_link, autosync=spec.autosync)
         return replica
 
     def disable(self, set_id: str) -> None:
@@ -127,18 +137,15 @@ class Replicas:
             replica = self._replicas.get(set_id)
         if replica is None:
             return
-        self._end_link(replica, "the set is disabled")
-        with self._operation(replica, "disable"), self._lock:
-            if self._replicas.pop(set_id, None) is None:
+        with self._ended_link(replica, Leaving("the set is disabled", for_good=True)), self._lock:
+            if self._replicas.get(set_id) is not replica:
                 return
             replica.disable()
-            self._release_volumes(set_id)
-
-    def _release_volumes(self, set_id: str) -> None:
-        for volume in self.volumes.all():
-            if set_id in volume.sets:
-                volume.sets.discard(set_id)
-                volume.stack.set_read_only(False)
+            for volume in self.volumes.all():
+                if set_id in volume.sets:
+                    volume.sets.discard(set_id)
+                    volume.stack.set_read_only(False)
+            del self._replicas[set_id]
 
     # ---- synchronise and log --------------------------------------------------------------------
 
@@ -149,65 +156,70 @@ class Replicas:
         """
         replica = self.get(set_id)
         with self._operation(replica, "sync"):
-            if replica.spec.role != "primary":
-                raise PeerNotReady(
-                    host=self.host,
-                    name=replica.spec.name,
-                    reason="a synchronisation is started on its primary host",
-                )
-            if replica.job is not None and replica.job.state == RUNNING:
+            source = self._sources.get(set_id)
+            if source is not None and source.runs_job:
                 raise SetBusy(name=replica.spec.name, operation="a synchronisation")
-            if replica.state == "replicating" and request.kind == "update":
+            if replica.state == states.REPLICATING and request.kind == "update":
                 return self._nothing_to_do(replica, request)
-            if replica.state != "logging":
-                raise PeerNotReady(
-                    host=self.host,
-                    name=replica.spec.name,
-                    reason=f"it is {replica.state}; put it into logging first",
-                )
-            old = self._sources.pop(set_id, None)
-            if old is not None:
-                old.stop("a new link begins")
-            source = Source(replica, self.who, on_lost=lambda: self._link_lost(replica))
+            self._check_can_sync(replica)
+            if source is not None:
+                source.stop(Leaving("a new link begins", for_good=False))
             job = Job(set_id, request.kind)
+            source = Source(replica, job, self.who, on_lost=lambda: self._link_lost(replica))
+            self.journal.put_job(job.to_wire())
+            thread = threading.Thread(
+                target=source.run, args=(request,), name=f"sync:{replica.spec.name}", daemon=True
+            )
             replica.job = job
             self._sources[set_id] = source
-            self.journal.put_job(job.to_wire())
-        threading.Thread(
-            target=source.run, args=(job, request), name=f"sync:{replica.spec.name}", daemon=True
-        ).start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                job.finish(FAILED, EngineFault(reason=str(error)))
+                raise
         return job
+
+    def _check_can_sync(self, replica: Replica) -> None:
+        problem = None
+        if replica.spec.role != "primary":
+            problem = "a synchronisation is started on its primary host"
+        elif replica.state != states.LOGGING:
+            problem = f"it is {replica.state}; put it into logging first"
+        elif replica.changes.failed_errno:
+            problem = "its bitmap volume has failed; disable and enable it with one that works"
+        if problem:
+            raise PeerNotReady(host=self.host, name=replica.spec.name, reason=problem)
 
     def _nothing_to_do(self, replica: Replica, request: SyncRequest) -> Job:
         """Return the job of an update of sides that are equal already: done, nothing sent."""
         job = Job(replica.spec.set_id, request.kind)
         job.finish(DONE)
-        replica.job = job
         self.journal.put_job(job.to_wire())
+        replica.job = job
         return job
 
     def log(self, set_id: str) -> Replica:
         """End the link of a side; changes are only tracked from then on."""
         replica = self.get(set_id)
-        self._end_link(replica, COMMAND_REASON)
-        return replica
+        with self._ended_link(replica, Leaving(COMMAND_REASON, for_good=True)):
+            return replica
 
-    def _end_link(self, replica: Replica, reason: str) -> None:
-        """End whatever link the side has, in order where the other side still listens."""
+    @contextmanager
+    def _ended_link(self, replica: Replica, leaving: Leaving) -> Iterator[None]:
+        """Hold the side's operation with no link, job or try left; ended in order if possible."""
         set_id = replica.spec.set_id
+        if leaving.for_good:
+            self.journal.set_following(set_id, False)
         self._autosyncs[set_id].end()
         target = self._targets.get(set_id)
         if target is not None:
-            target.leave(reason)
-            target.ended.wait(OPERATION_WAIT_S)
-            with self._operation(replica, reason):
-                return
-        job, source = replica.job, self._sources.get(set_id)
-        if job is not None and job.state == RUNNING:
-            job.cancelled.set()
-            job.ended.wait(OPERATION_WAIT_S)
-        if source is not None:
-            source.leave(reason)
+            target.leave(leaving.reason, leaving.for_good)
+        with self._operation(replica, "link"):
+            # A try that had begun before end() has its source by now.
+            source = self._sources.get(set_id)
+            if source is not None:
+                source.leave(leaving)
+            yield
 
     def serve(self, connection: LinkConnection, set_id: str) -> None:
         """Body of an incoming link's thread."""
@@ -219,15 +231,13 @@ class Replicas:
                     name=replica.spec.name,
                     reason=f"its other side is {replica.spec.peer_host}",
                 )
-        except TrellisError as error:
-            connection.refuse(error)
-            return
-        # A source that comes again has given up its old link, whether we know it yet or not.
-        old = self._targets.get(set_id)
-        if old is not None and old.link is not None:
-            old.link.stop()
-        try:
+            # A source that comes again has given up its old link, whether we know it yet or not.
+            old = self._targets.get(set_id)
+            if old is not None:
+                old.cut()
             with self._operation(replica, "link"):
+                if self._replicas.get(set_id) is not replica:
+                    raise SetNotEnabled(name=replica.spec.name, host=self.host)
                 target = Target(replica, connection, self.host)
                 self._targets[set_id] = target
                 try:
@@ -268,9 +278,10 @@ class Replicas:
 
     def close(self) -> None:
         """End every link and take every layer off, bits durable: the engine stops."""
+        self._closing = True
         for replica in self.all():
             try:
-                self._end_link(replica, "the engine stops")
-                replica.close()
+                with self._ended_link(replica, Leaving("the engine stops", for_good=False)):
+                    replica.close()
             except Exception:
                 log.exception("%s at the stop", replica.spec.name)

@@ -23,6 +23,8 @@ cdef class ReplicationLayer(Volume):
     cdef uint64_t writers       # requests that change the volume and have not ended
     cdef pthread_cond_t idle    # users or writers fell to 0
     cdef readonly bint volume_failed   # the volume below has failed a write or flush
+    cdef readonly int failed_errno     # of the last failed write, flush or copy; 0 before any
+    cdef object settle_lock            # one settle() at a time
     cdef object on_bitmap_failed       # called once; True: the failure is durably on record
     cdef readonly uint64_t app_writes  # since engaged
     cdef uint64_t data_until           # the copier's: data, not hole, up to this offset

@@ -1,6 +1,7 @@
 """The replication layer of one volume: tracking, sending, copying, cleaning."""
 
 import os
+import threading
 
 from libc.errno cimport EAGAIN, EIO, EPERM, ESHUTDOWN
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -58,6 +59,7 @@ cdef class ReplicationLayer(Volume):
         self.name = lower.name
         self.locks = RangeLocks()
         self.on_bitmap_failed = on_bitmap_failed
+        self.settle_lock = threading.Lock()
 
     def __dealloc__(self):
         pthread_cond_destroy(&self.idle)
@@ -66,7 +68,7 @@ cdef class ReplicationLayer(Volume):
 
     def attach(self, LinkSender sender not None) -> None:
         """From now on every change is also sent. The caller has ended any earlier sender."""
-        self.detach()
+        self.detach(self.sender)
         with nogil:
             pthread_mutex_lock(&self.changes.lock)
             while self.users:
@@ -78,12 +80,18 @@ cdef class ReplicationLayer(Volume):
             self.sending = True
             pthread_mutex_unlock(&self.changes.lock)
 
-    def detach(self) -> None:
-        """Changes are only tracked from now on; the sender stays alive until nobody uses it."""
+    def detach(self, LinkSender sender) -> bool:
+        """Changes are only tracked from now on; the sender stays alive until nobody uses it.
+
+        Does nothing and returns False when `sender` is not the one that is attached.
+        """
+        if self.sender is not sender:
+            return False
         with nogil:
             pthread_mutex_lock(&self.changes.lock)
             self.sending = False
             pthread_mutex_unlock(&self.changes.lock)
+        return True
 
     @property
     def is_sending(self) -> bool:
@@ -110,13 +118,31 @@ cdef class ReplicationLayer(Volume):
         Waits for the writes in flight, flushes both sides, clears. None: time-out or dead link.
         Raises OSError when the local flush fails: the volume has failed.
         """
-        cdef long timeout_ms = <long> (timeout_s * 1000)
+        with self.settle_lock:
+            if not self.enter_users():
+                return None
+            try:
+                return self._settle(<long> (timeout_s * 1000))
+            finally:
+                with nogil:
+                    self.leave_users()
+
+    def enter_users(self) -> bool:
+        """Keep the attached sender in place until leave_users(); False when none is sending."""
+        cdef bint sending
+        with nogil:
+            pthread_mutex_lock(&self.changes.lock)
+            sending = self.sending
+            if sending:
+                self.users += 1
+            pthread_mutex_unlock(&self.changes.lock)
+        return sending
+
+    def _settle(self, long timeout_ms) -> int | None:
         cdef int error
         cdef uint64_t seq, cleared
         cdef uint8_t *place = NULL
         cdef Io io
-        if not self.sending:
-            return None
         with nogil:
             error = self.changes.flip(timeout_ms)
         if error:
@@ -135,6 +161,7 @@ cdef class ReplicationLayer(Volume):
             error = self.lower.run(&io)
         if error:
             self.volume_failed = True
+            self.failed_errno = error
             raise OSError(error, os.strerror(error), self.name)
         if not seq:
             return None
@@ -146,8 +173,8 @@ cdef class ReplicationLayer(Volume):
     def wait_epoch(self, double timeout_s) -> bool:
         """Wait until every write begun before now has ended; False after the time-out."""
         cdef long timeout_ms = <long> (timeout_s * 1000)
-        cdef int error
-        with nogil:
+        cdef int error = 0
+        with self.settle_lock, nogil:
             error = self.changes.flip(timeout_ms)
         return error == 0
 
@@ -205,6 +232,8 @@ cdef class ReplicationLayer(Volume):
     cdef int local_write(self, Io *io) noexcept nogil:
         cdef Io below = io[0]
         cdef int error = self.lower.run(&below)
+        if error:
+            self.failed_errno = error
         if error == EIO:
             self.volume_failed = True
         return error
@@ -225,6 +254,10 @@ cdef class ReplicationLayer(Volume):
             pthread_mutex_unlock(&self.changes.lock)
             return EPERM
         ticket = self.changes.mark_locked(first, last)
+        if self.target:
+            # It became one while the mark waited; a bit too many is harmless.
+            pthread_mutex_unlock(&self.changes.lock)
+            return EPERM
         parity = self.changes.enter_locked(first, last)
         self.app_writes += 1
         self.writers += 1
@@ -309,6 +342,10 @@ cdef class ReplicationLayer(Volume):
             else:
                 self.sender.fill(seq, FRAME_ZERO, flags, piece.offset, piece.length, 0)
         error[0] = self.local_write(piece)
+        if error[0] and seq:
+            # The other side has, or will have, what this side could not write. Without a link the
+            # bit stays until a copy makes the block equal.
+            self.sender.kill(error[0])
         self.locks.unlock(first, last)
         return seq
 
@@ -332,6 +369,9 @@ cdef class ReplicationLayer(Volume):
         error = self.lower.run(&below)
         if error:
             self.volume_failed = True
+            self.failed_errno = error
+            if seq:
+                self.sender.kill(error)
         if seq:
             error = self.sender.local_done(seq, error)
         if sending:
@@ -397,6 +437,7 @@ cdef class ReplicationLayer(Volume):
             if error[0]:
                 # The place in the order is taken: what cannot be read ends the link.
                 self.volume_failed = True
+                self.failed_errno = error[0]
                 self.sender.kill(error[0])
             elif is_zero(place, length):
                 self.sender.fill(seq, FRAME_ZERO, 0, offset, length, 0)

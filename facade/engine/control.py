@@ -6,18 +6,17 @@ import json
 import logging
 import os
 import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from facade.contract.errors import TrellisError, error_to_wire
+from facade.engine.acceptor import Acceptor
 from facade.engine.control_errors import EngineFault, RequestRefused
 
 log = logging.getLogger("trellis.control")
 
 LINE_BYTES_MAX: Final = 1 << 20
-ACCEPT_RETRY_S: Final = 0.1  # out of descriptors, or a client that left while it waited
 CONNECTIONS_MAX: Final = 128
 REQUEST_TIMEOUT_S: Final = 120.0  # a connection that sends nothing for so long is closed
 
@@ -31,49 +30,30 @@ class ControlServer:
         """Bind at once; a socket file that nobody listens on is replaced. Raises OSError."""
         self.path = path
         self.methods = methods
-        self._slots = threading.BoundedSemaphore(CONNECTIONS_MAX)
-        self._stopped = threading.Event()
         path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             before = os.umask(0o177)
             try:
-                self._listener.bind(str(path))
+                listener.bind(str(path))
             finally:
                 os.umask(before)
-            self._listener.listen(CONNECTIONS_MAX)
+            listener.listen(CONNECTIONS_MAX)
         except BaseException:
-            self._listener.close()
+            listener.close()
             raise
+        self._acceptor = Acceptor(listener, "control", CONNECTIONS_MAX, self._serve)
 
     def start(self) -> None:
         """Begin to answer."""
-        threading.Thread(target=self._accept, name="control", daemon=True).start()
+        self._acceptor.start()
 
     def stop(self) -> None:
         """Answer no more."""
-        self._stopped.set()
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._acceptor.stop()
         self.path.unlink(missing_ok=True)
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError as error:
-                if self._stopped.wait(ACCEPT_RETRY_S):
-                    return
-                log.warning("not accepted: %s", error)
-                continue
-            if not self._slots.acquire(blocking=False):
-                connection.close()
-                continue
-            threading.Thread(
-                target=self._serve, args=(connection,), name="control", daemon=True
-            ).start()
-
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: socket.socket, _peer: str) -> None:
         try:
             connection.settimeout(REQUEST_TIMEOUT_S)
             with connection, connection.makefile("rb") as lines:
@@ -81,8 +61,6 @@ class ControlServer:
                     connection.sendall(self.answer(line))
         except OSError as error:
             log.debug("control connection: %s", error)
-        finally:
-            self._slots.release()
 
     def answer(self, line: bytes) -> bytes:
         """Return the answer to one request line."""

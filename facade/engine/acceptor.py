@@ -1,4 +1,4 @@
-"""Accepts connections on a listening socket, each served by a thread of its own, so many at most."""
+"""Accepts connections on a listening socket: each in a thread of its own, so many at most."""
 
 from __future__ import annotations
 

@@ -101,4 +101,5 @@ def test_link_limits_are_those_documented() -> None:
     assert f"for {replica_source.LINK_TIMEOUT_S:.0f} s, and sends PING after" in text
     assert re.search(rf"PING after\s+{replica_source.KEEPALIVE_S:.0f} s without", text)
     assert f"after {replica_target.SILENCE_LIMIT_S:.0f} s of silence" in text
+    assert f"takes at most {link_connection.EXCHANGE_TIMEOUT_S:.0f} s." in text
     assert link_connection.NONCE_BYTES * 2 == 64

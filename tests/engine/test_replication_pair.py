@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from facade.engine.link_errors import PeerNotReady, WouldLoseWrites
+from facade.engine.replica_source import LINK_TIMEOUT_S
 from tests.engine.harness import (
     BLOCK_BYTES,
     KIB,
@@ -289,5 +292,42 @@ def test_link_off_the_loopback_must_be_asked_for(tmp_path: Path) -> None:
         )
         assert refused.returncode == 1
         assert refused.stderr.startswith("error: link_not_private: "), refused.stderr
+    finally:
+        engine.dispose()
+
+
+def test_a_frozen_secondary_holds_writes_up_no_longer_than_the_time_out(pair: Pair) -> None:
+    assert pair.sync("full")["state"] == "done"
+    assert pair.b.process is not None
+    pair.b.process.send_signal(signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        write(pair.a.uri("data"), MIB, 4 * KIB, 0x42)
+        assert time.monotonic() - started < LINK_TIMEOUT_S + 4
+        wait_for(lambda: pair.show()["state"] == "logging", what="primary logging")
+        assert pair.show()["dirty_blocks"] == 1
+    finally:
+        pair.b.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: pair.show(pair.b)["state"] == "logging", what="secondary logging")
+    assert pair.sync("update")["state"] == "done"
+    pair.assert_equal()
+
+
+def test_an_engine_starts_from_variables_alone(tmp_path: Path) -> None:
+    engine = EngineProcess(tmp_path, "host_a", new_secret())
+    try:
+        settings = engine.settings
+        engine.config.write_text("")
+        engine.start(
+            TRELLIS_HOST=settings.host.name,
+            TRELLIS_DATA_DIR=str(settings.host.data_dir),
+            TRELLIS_RUN_DIR=str(settings.host.run_dir),
+            TRELLIS_LINK_LISTEN=settings.link.listen,
+            TRELLIS_LINK_SECRET=settings.link.secret,
+        )
+        assert engine.call("engine.info")["host"] == "host_a"
+        engine.make_volume("v", MIB)
+        write(engine.uri("v"), 0, 4 * KIB)
+        assert engine.stop() == 0
     finally:
         engine.dispose()

@@ -48,11 +48,15 @@ disable_new_units() {
     local link name
     comm -13 "$work/units" <(enabled_units) | while read -r link; do
         name=$(basename "$link")
-        case "$link" in *.wants/*|*.requires/*) ;; *) continue ;; esac
         case "$name" in
-            rabbitmq-server*|redis-server*|redis.service|epmd*)
-                if ! systemctl disable --quiet "$name" 2>/dev/null; then rm -f "$link"; fi ;;
+            rabbitmq-server*|redis-server*|redis.service|epmd*) ;;
+            *) continue ;;
         esac
+        case "$link" in
+            *.wants/*|*.requires/*) systemctl disable --quiet "$name" 2>/dev/null || true ;;
+        esac
+        # Where systemctl is not there to do it; and a unit's second name beside the unit.
+        rm -f "$link"
     done
     comm -13 "$work/boot" <(started_at_boot) | while read -r name; do
         case "$name" in

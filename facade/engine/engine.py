@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import facade.replication_events
 import facade.volume_events  # noqa: F401  # both register the events that the engine makes
-from facade.config_store import ConfigStore
+from facade.config_store import ConfigStore, SetRecord
 from facade.contract.errors import TrellisError, error_to_wire
 from facade.contract.events import new_event, now
 from facade.contract.settings import Settings
@@ -54,6 +54,7 @@ class Engine:
         self.volumes = OpenVolumes(host.nbd_dir, host.name)
         who = Identity(host.name, settings.link.secret, settings.link.plain)
         self.replicas = Replicas(self.volumes, self.journal, who)
+        self._left_out: set[str] = set()  # volumes that may not be exported without their set
         self._stopped = threading.Event()
         try:
             self.link = LinkServer(settings.link.listen, who, self.replicas.serve)
@@ -95,15 +96,34 @@ class Engine:
             if not record.enabled:
                 continue
             try:
-                self.set_enable({**record.spec, "set_id": record.set_id}, "resume")
+                self._resume(record)
             except (TrellisError, OSError) as error:
                 self._not_opened(record.name, str(record.spec.get("bitmap_path")), error)
-                self.volumes.give_up(str(record.spec.get("volume")))
         for opened in self.volumes.all():
             try:
                 opened.serve()
             except TrellisError as error:
                 self._not_opened(opened.name, str(opened.path), error)
+
+    def _resume(self, record: SetRecord) -> None:
+        """Engage a set again; its volume stays closed when that fails. Raises as set_enable."""
+        volume = str(record.spec.get("volume"))
+        try:
+            self.set_enable({**record.spec, "set_id": record.set_id}, "resume")
+        except BaseException:
+            self._left_out.add(volume)
+            self.volumes.give_up(volume)
+            raise
+        self._left_out.discard(volume)
+
+    def _missing_set(self, volume: str) -> SetRecord | None:
+        """Return the enabled set that this volume may not be exported without, if there is one."""
+        if volume not in self._left_out:
+            return None
+        host = self.settings.host
+        with ConfigStore(host.config_path, read_only=True, host=host.name) as store:
+            sets = store.sets("replication")
+        return next((r for r in sets if r.enabled and r.spec.get("volume") == volume), None)
 
     def _not_opened(self, name: str, path: str, error: Exception) -> None:
         log.error("%s is not served: %s", name, error)
@@ -163,8 +183,13 @@ class Engine:
         }
 
     def volume_open(self, name: str, path: str) -> dict[str, Any]:
-        """`volume.open`."""
-        return self.volumes.open(name, Path(path)).to_wire()
+        """`volume.open`; one that was left out at the start is served with its set, or not."""
+        missing = self._missing_set(name)
+        opened = self.volumes.open(name, Path(path), serve=missing is None)
+        if missing is not None:
+            self._resume(missing)
+            opened.serve()
+        return opened.to_wire()
 
     def volume_close(self, name: str) -> dict[str, Any]:
         """`volume.close`."""

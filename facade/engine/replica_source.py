@@ -267,6 +267,8 @@ class Source:
         replica = self.replica
         try:
             with replica.lock:
+                if self._ended.is_set():
+                    return  # stop() waited no longer: the state may be another link's by now
                 self._ended.set()
                 self._answered.set()
                 self._release()
@@ -289,7 +291,8 @@ class Source:
         replica, leaving = self.replica, self._leaving
         failed = replica.layer.failed_errno
         if leaving is not None:
-            replica.journal.set_following(replica.spec.set_id, not leaving.for_good)
+            if leaving.for_good:
+                replica.journal.set_following(replica.spec.set_id, False)
             replica.change("log", "state_logging", reason=leaving.reason)
         elif failed and self.sender is not None and self.sender.dead_errno == failed:
             reason = os.strerror(failed)
@@ -378,9 +381,7 @@ class Source:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(JOIN_TIMEOUT_S)
-        with self.replica.lock:
-            self._ended.set()
-            self._release()
+        self._link_ended()
         others = [t for t in self._threads if t is not threading.current_thread()]
         if self._connection is not None and not any(t.is_alive() for t in others):
             self._connection.close()

@@ -161,7 +161,7 @@ class Replicas:
                 raise SetBusy(name=replica.spec.name, operation="a synchronisation")
             if replica.state == states.REPLICATING and request.kind == "update":
                 return self._nothing_to_do(replica, request)
-            self._check_can_sync(replica)
+            self._check_can_sync(replica, request)
             if source is not None:
                 source.stop(Leaving("a new link begins", for_good=False))
             job = Job(set_id, request.kind)
@@ -179,9 +179,12 @@ class Replicas:
                 raise
         return job
 
-    def _check_can_sync(self, replica: Replica) -> None:
+    def _check_can_sync(self, replica: Replica, request: SyncRequest) -> None:
         problem = None
-        if replica.spec.role != "primary":
+        if self._closing or (request.quiet and not self.journal.is_following(replica.spec.set_id)):
+            # A try that had begun when the command came, or the stop, and comes after it.
+            problem = "its link has been ended on purpose"
+        elif replica.spec.role != "primary":
             problem = "a synchronisation is started on its primary host"
         elif replica.state != states.LOGGING:
             problem = f"it is {replica.state}; put it into logging first"
@@ -215,10 +218,14 @@ class Replicas:
         if target is not None:
             target.leave(leaving.reason, leaving.for_good)
         with self._operation(replica, "link"):
-            # A try that had begun before end() has its source by now.
+            # A try that had begun before end() has its source by now, or will be refused one.
             source = self._sources.get(set_id)
             if source is not None:
                 source.leave(leaving)
+            if leaving.for_good:
+                # Its job may have ended well meanwhile, and then its link by itself.
+                self.journal.set_following(set_id, False)
+                self._autosyncs[set_id].end()
             yield
 
     def serve(self, connection: LinkConnection, set_id: str) -> None:

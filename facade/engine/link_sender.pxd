@@ -54,6 +54,7 @@ cdef class LinkSender:
     cdef readonly uint64_t received_bytes
     cdef long timeout_ms
     cdef long keepalive_ms
+    cdef long stuck_limit_ms
 
     # Without lock; may wait for space. Returns seq > 0 and the place of the payload, or 0: dead.
     cdef uint64_t reserve(self, uint32_t payload_bytes, uint8_t waiting, int parity, Io *io,

@@ -4,6 +4,8 @@ from typing_extensions import Buffer
 
 from facade.engine.change_map import ChangeMap
 
+STUCK_LIMIT_S: float
+
 class LinkSender:
     sent_bytes: int
     received_bytes: int

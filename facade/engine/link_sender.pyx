@@ -48,8 +48,9 @@ from facade.engine.volume cimport IO_PENDING, Io
 
 cdef enum:
     RECEIVE_BYTES = 128 << 10
-    STUCK_LIMIT_MS = 40000       # a frame not done for so long, however alive the peer says it is
     CONTROL_ARRIVED = -2         # receive_loop(): a control frame stands at *start
+
+STUCK_LIMIT_S = 40.0             # a frame not done for so long, however alive the peer says it is
 
 
 cdef class LinkSender:
@@ -71,6 +72,7 @@ cdef class LinkSender:
         self.changes = changes
         self.timeout_ms = <long> (timeout_s * 1000)
         self.keepalive_ms = <long> (keepalive_s * 1000)
+        self.stuck_limit_ms = <long> (STUCK_LIMIT_S * 1000)
         self.next_seq = 1
         self.send_seq = 1
         self.progress_ms = now_ms()
@@ -384,7 +386,8 @@ cdef class LinkSender:
         # Silence, or a peer that repeats its last acknowledgement for ever.
         if self.acked_seq + 1 >= self.send_seq:
             return False
-        return now - self.progress_ms > self.timeout_ms or now - self.advance_ms > STUCK_LIMIT_MS
+        return now - self.progress_ms > self.timeout_ms or \
+            now - self.advance_ms > self.stuck_limit_ms
 
     cdef void ping(self) noexcept nogil:
         cdef uint8_t *place = NULL

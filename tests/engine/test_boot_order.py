@@ -1,0 +1,237 @@
+"""What an engine does in which order when it starts, and what it comes back to by itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facade.config_store import ConfigStore
+from facade.engine import autosync
+from facade.engine.job import Job
+from facade.engine.journal import Journal
+from facade.engine.link_errors import PeerNotReady
+from facade.engine.nbd_server import NbdServer
+from facade.errors import PathRefused, Unsupported
+from tests.engine import nbd_raw
+from tests.engine.harness import BLOCK_BYTES, KIB, MIB, Pair, new_secret, wait_for
+from tests.engine.hosts_inside import EngineInside
+
+SIZE_BYTES = 8 * MIB
+
+
+@pytest.fixture
+def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EngineInside]]:
+    monkeypatch.setattr(autosync, "FIRST_PAUSE_S", 0.05)
+    secret = new_secret()
+    made = [EngineInside(tmp_path, host, secret) for host in ("host_a", "host_b")]
+    try:
+        for engine in made:
+            engine.start()
+        yield made
+    finally:
+        for engine in made:
+            engine.dispose()
+
+
+@pytest.fixture
+def pair(engines: list[EngineInside]) -> Pair:
+    return Pair(engines[0], engines[1], SIZE_BYTES).enable()
+
+
+def wait_replicating(pair: Pair) -> None:
+    wait_for(
+        lambda: (
+            {pair.show(e)["state"] for e in (pair.a, pair.b)} == {"replicating"}
+            and pair.show()["dirty_blocks"] == 0
+        ),
+        what="both sides replicating",
+    )
+
+
+def socket_of(engine: Any, name: str = "data") -> Path:
+    return Path(engine.run_dir / "nbd" / name)
+
+
+def test_client_that_connects_at_once_is_tracked(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pair.sync("full")["state"] == "done"
+    wait_replicating(pair)
+    pair.a.stop()
+    start = NbdServer.start
+
+    def start_with_a_client(server: NbdServer) -> None:
+        # The earliest client there can be: it is served before the engine's boot goes on.
+        start(server)
+        with nbd_raw.RawClient(server.socket_path) as client:
+            assert client.ask(nbd_raw.write(MIB, b"E" * 64 * KIB)) == 0
+
+    monkeypatch.setattr(NbdServer, "start", start_with_a_client)
+    pair.a.start()
+    monkeypatch.undo()
+    assert pair.show()["dirty_blocks"] == 64 * KIB // BLOCK_BYTES
+    assert pair.sync("update")["state"] == "done"
+    pair.assert_equal()
+
+
+@pytest.mark.parametrize("damage", ["bitmap gone", "bitmap too small", "volume resized"])
+def test_volume_whose_set_cannot_be_engaged_is_not_exported(pair: Pair, damage: str) -> None:
+    assert pair.sync("full")["state"] == "done"
+    wait_replicating(pair)
+    pair.a.stop()
+    bitmap = pair.a.data_dir / "metadata" / "pair.bitmap"
+    data = pair.a.volume_dir / "data"
+    content = bitmap.read_bytes()
+    if damage == "bitmap gone":
+        bitmap.unlink()
+    elif damage == "bitmap too small":
+        os.truncate(bitmap, 4 * KIB)
+    else:
+        os.truncate(data, SIZE_BYTES + MIB)
+    pair.a.start()
+    assert pair.a.call("set.list") == []
+    assert pair.a.call("volume.list") == []
+    assert not socket_of(pair.a).exists()
+    assert "volume_missing" in pair.a.events()
+    # Nobody could write, so what the bitmap said before is still true.
+    pair.a.stop()
+    bitmap.write_bytes(content)
+    os.truncate(data, SIZE_BYTES)
+    pair.a.start()
+    assert socket_of(pair.a).exists()
+    assert pair.show()["dirty_blocks"] == 0
+    assert pair.sync("update")["state"] == "done"
+    pair.assert_equal()
+
+
+def test_volume_without_a_set_is_exported_beside_one_that_is_not(pair: Pair) -> None:
+    pair.a.make_volume("other", MIB)
+    pair.a.stop()
+    (pair.a.data_dir / "metadata" / "pair.bitmap").unlink()
+    pair.a.start()
+    assert [volume["name"] for volume in pair.a.call("volume.list")] == ["other"]
+    assert socket_of(pair.a, "other").exists()
+
+
+@pytest.mark.parametrize("missing", ["bitmap", "volume"])
+def test_volume_that_was_left_out_is_exported_with_its_set_only(pair: Pair, missing: str) -> None:
+    assert pair.sync("full")["state"] == "done"
+    wait_replicating(pair)
+    bitmap = pair.a.data_dir / "metadata" / "pair.bitmap"
+    data = pair.a.volume_dir / "data"
+    away = (bitmap if missing == "bitmap" else data).rename(pair.a.data_dir / "away")
+    pair.a.stop()
+    pair.a.start()
+    with pytest.raises(PathRefused):
+        pair.a.open_volume("data")
+    assert pair.a.call("volume.list") == []
+    assert not socket_of(pair.a).exists()
+    away.rename(bitmap if missing == "bitmap" else data)
+    pair.a.open_volume("data")
+    assert pair.show()["dirty_blocks"] == 0
+    with nbd_raw.RawClient(socket_of(pair.a)) as client:
+        assert client.ask(nbd_raw.write(MIB, b"L" * 64 * KIB)) == 0
+    assert pair.show()["dirty_blocks"] == 64 * KIB // BLOCK_BYTES
+
+
+def test_volume_that_was_left_out_is_free_once_its_set_is_disabled(pair: Pair) -> None:
+    pair.a.stop()
+    (pair.a.data_dir / "metadata" / "pair.bitmap").unlink()
+    pair.a.start()
+    with ConfigStore(pair.a.settings.host.config_path) as store:
+        record = next(iter(store.sets("replication")))
+        store.put_set(replace(record, enabled=False), [])
+    pair.a.open_volume("data")
+    assert socket_of(pair.a).exists()
+
+
+@pytest.mark.parametrize("side", ["primary", "secondary"])
+def test_clean_stop_of_a_side_with_autosync_is_made_good_by_itself(
+    engines: list[EngineInside], side: str
+) -> None:
+    pair = Pair(engines[0], engines[1], SIZE_BYTES)
+    pair.autosync = True
+    pair.enable()
+    assert pair.sync("full")["state"] == "done"
+    wait_replicating(pair)
+    engine = pair.a if side == "primary" else pair.b
+    engine.stop()
+    engine.start()
+    wait_replicating(pair)
+    pair.assert_equal()
+
+
+def test_command_outlives_a_stop(engines: list[EngineInside]) -> None:
+    pair = Pair(engines[0], engines[1], SIZE_BYTES)
+    pair.autosync = True
+    pair.enable()
+    assert pair.sync("full")["state"] == "done"
+    pair.a.call("set.log", set_id=pair.set_id)
+    pair.a.stop()
+    engine = engines[0].start().engine
+    assert engine is not None
+    assert not engine.replicas._autosyncs[pair.set_id]._runs
+    assert pair.show()["state"] == "logging"
+
+
+def test_try_that_had_begun_does_not_outlive_the_engine(engines: list[EngineInside]) -> None:
+    pair = Pair(engines[0], engines[1], SIZE_BYTES)
+    pair.autosync = True
+    pair.enable()
+    assert pair.sync("full")["state"] == "done"
+    engine = engines[0].engine
+    assert engine is not None
+    replicas = engine.replicas
+    tries = replicas._autosyncs[pair.set_id]
+    begun, stopping, tried = threading.Event(), threading.Event(), threading.Event()
+    start_sync, outcome = tries.start_sync, []
+
+    def late() -> Any:
+        begun.set()
+        stopping.wait(10)
+        try:
+            return start_sync()
+        except Exception as error:
+            outcome.append(error)
+            raise
+        finally:
+            tried.set()
+
+    tries.start_sync = late
+    sender = replicas._sources[pair.set_id].sender
+    assert sender is not None
+    sender.stop(errno.ECONNRESET)
+    assert begun.wait(10)
+    replicas.close()
+    stopping.set()
+    assert tried.wait(10)
+    assert isinstance(outcome[0], PeerNotReady), outcome
+
+
+def test_job_of_an_earlier_run_is_closed(engines: list[EngineInside]) -> None:
+    a = engines[0]
+    a.stop()
+    job = Job("0" * 32, "full")
+    journal = Journal(a.settings.host.journal_path, a.host)
+    journal.put_job(job.to_wire())
+    journal.close()
+    a.start()
+    shown = a.call("job.show", job_id=job.job_id)
+    assert shown["state"] == "failed"
+    assert shown["ended_at"] is not None
+    assert shown["error"]["code"] == "engine_fault"
+    assert [found["state"] for found in a.call("job.list")] == ["failed"]
+
+
+def test_keep_secondary_is_refused_as_unsupported(pair: Pair) -> None:
+    with pytest.raises(Unsupported):
+        pair.start_sync("update", keep="secondary")
+    assert pair.show()["state"] == "logging"
+    assert pair.a.call("job.list") == []

@@ -102,6 +102,11 @@ class Seat:
                 return Process(*known[name])
         raise AssertionError(f"the supervisor has no child {name}")
 
+    def supervisor(self) -> Process:
+        """The process that `trellis up` left."""
+        pid, start_ticks = (self.directory / "run/supervisor.lock").read_text().split()
+        return Process(int(pid), int(start_ticks))
+
 
 def wait_for(what: str, fact: Callable[[], T | None]) -> T:
     """Ask until the answer is neither None nor False."""

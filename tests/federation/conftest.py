@@ -24,7 +24,7 @@ from facade.contract.settings import (
     RedisSettings,
     Settings,
 )
-from tests.federation.host import register_probe
+from tests.federation.host import probe_service
 
 ROOT = Path(__file__).parents[2]
 HOSTS = ("host_a", "host_b")
@@ -39,6 +39,13 @@ def wait_until(fact, timeout_s=READY_S, pause_s=0.05):
         assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {fact}"
         time.sleep(pause_s)
     return got
+
+
+def ended(pid):
+    """The process is gone, or only waits to be reaped."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
 
 
 class Servers:
@@ -155,6 +162,18 @@ class Host:
                     found[words[1]] = int(words[-1])
         return found
 
+    @contextlib.contextmanager
+    def killed(self, worker):
+        """Meanwhile a worker is dead: its parent, stopped, cannot start it again."""
+        pid = self.children()[worker]
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: ended(pid), 10)
+            yield pid
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def stop(self):
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
@@ -234,17 +253,23 @@ class Cluster:
         return self.federation.proxy(host, bean)
 
 
-@pytest.fixture(scope="session")
-def servers(tmp_path_factory):
-    """One private RabbitMQ and Redis for the session."""
-    register_probe()
+@pytest.fixture(scope="package", autouse=True)
+def probe():
+    """The probe is a data service for the tests of this folder, and for no others."""
+    with probe_service():
+        yield
+
+
+@pytest.fixture(scope="package")
+def servers(probe, tmp_path_factory):
+    """One private RabbitMQ and Redis for the tests of this folder."""
     made = Servers(tmp_path_factory.mktemp("fed"))
     made.start()
     yield made
     made.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(servers, tmp_path_factory):
     """Two running hosts for tests that harm nobody."""
     made = Cluster(servers, tmp_path_factory.mktemp("hosts"))

@@ -9,7 +9,9 @@ from beans.base import Bean, job, method
 from facade.contract import events
 from facade.contract.errors import TrellisError
 
-events.register(events.EventKind("probe", "poked", "warning", "{subject} was poked {count} times"))
+POKED = events.EventKind(
+    "probe", "poked", "warning", "{subject} was poked {count} times", "Stop poking."
+)
 
 
 class ProbeBusy(TrellisError):

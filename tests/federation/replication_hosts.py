@@ -12,7 +12,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import facade.contract.services as services
 from beans.proxy import Federation
 from facade.contract.errors import UnreachableError
 from facade.contract.settings import LinkSettings, dump
@@ -105,8 +104,6 @@ class WholeFederation:
     """Two hosts in one domain, and the calls that host_a's command line makes."""
 
     def __init__(self, servers):
-        services.BASE_SERVICES = ("volume", "config", "station")
-        services.DATA_SERVICES = ("probe", "replication")
         self.base = Path(tempfile.mkdtemp(prefix="trl"))
         self.domain = servers.make_domain()
         self.servers = servers

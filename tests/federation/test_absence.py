@@ -1,16 +1,13 @@
 """A bean that is not there: known in milliseconds, said with when it was last seen, found again."""
 
-import os
-import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from beans.errors import BeanUnavailable
 from beans.sender import Sender
 from broker.lookup import LookupTable, Registrar, Watcher, make_handle, query
-from tests.federation.conftest import wait_until
+from tests.federation.conftest import ended, wait_until
 from tests.federation.test_calls import raw_call
 
 
@@ -42,12 +39,10 @@ def test_unknown_host_is_unavailable_and_never_seen(cluster):
 def test_killed_worker_is_unavailable_then_started_again_and_found(cluster):
     host = cluster.hosts["host_b"]
     assert cluster.proxy("host_b").echo(text="x")
-    pid = host.children()["probe"]
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
-    # The handle is still kept here and in the station; the queue has gone with the worker.
-    with pytest.raises(BeanUnavailable) as caught:
-        cluster.proxy("host_b").echo(text="x")
+    with host.killed("probe") as pid:
+        # The handle is still kept here and in the station; the queue has gone with the worker.
+        with pytest.raises(BeanUnavailable) as caught:
+            cluster.proxy("host_b").echo(text="x")
     assert caught.value.last_seen != "never"
     wait_until(lambda: cluster.answers("host_b", "probe"), 20)
     assert host.children()["probe"] != pid
@@ -61,7 +56,7 @@ def test_children_die_with_a_killed_parent(servers, domain, tmp_path):
     pids = wait_until(lambda: len(host.children()) == 3 and host.children())
     host.process.kill()
     host.process.wait()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), 10)
+    wait_until(lambda: all(ended(pid) for pid in pids.values()), 10)
 
 
 def test_station_sees_a_clean_leave_at_once_and_a_killed_registrar_by_its_lease(cluster, domain):
@@ -107,12 +102,10 @@ def test_call_without_a_station_goes_over_the_lookup_exchange(cluster):
     from beans.proxy import Federation
 
     host = cluster.hosts["host_a"]
-    pid = host.children()["station"]
-    os.kill(pid, signal.SIGSTOP)
-    os.kill(pid, signal.SIGKILL)
     federation = Federation(cluster.settings["host_a"])
     try:
-        assert federation.proxy("host_b", "probe").echo(text="x") == {"text": "x"}
+        with host.killed("station"):
+            assert federation.proxy("host_b", "probe").echo(text="x") == {"text": "x"}
     finally:
         federation.close()
         cluster.wait_ready("host_a")

@@ -1,6 +1,8 @@
 """Names, errors and events as every tier uses them."""
 
+import importlib
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +28,9 @@ from facade.contract.events import (
     register,
 )
 from facade.errors import VolumeBusy
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("beans", "broker", "console", "facade", "notifier")
 
 
 @pytest.mark.parametrize(
@@ -92,15 +97,31 @@ def test_a_code_belongs_to_one_class():
         type("Other", (TrellisError,), {"code": "bad_name"})
 
 
-def test_every_error_says_what_happened_and_what_to_do():
-    for code, cls in known_errors().items():
+@pytest.fixture(scope="module")
+def product():
+    """Every module of the product that declares errors or kinds of events."""
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if path.stem.endswith(("errors", "events")):
+                importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
+def test_every_error_says_what_happened_and_what_to_do(product):
+    errors = {
+        code: cls
+        for code, cls in known_errors().items()
+        if cls.__module__.partition(".")[0] in PACKAGES
+    }
+    assert len(errors) > 60
+    for code, cls in errors.items():
         assert cls.message, code
         assert cls.hint, code
         fields = dict.fromkeys(template_fields(cls), 1)
         assert str(cls(**fields)).endswith((".", ":", "1")), code
 
 
-def test_every_kind_of_event_says_what_happened_and_what_to_do():
+def test_every_kind_of_event_says_what_happened_and_what_to_do(product):
+    assert len(known_kinds()) > 20
     for kind in known_kinds():
         assert kind.severity in SEVERITIES
         assert kind.sentence

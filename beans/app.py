@@ -3,19 +3,20 @@
 Two kinds: a client's, which only sends (`make_client_app`), and a worker's, which also consumes the
 queue of one bean (`make_worker_app`). A worker holds one of each, since what makes a worker keep
 trying to store a result would make a caller wait for minutes.
+
+Every command line imports this module: what only a worker or Flower needs is imported there.
 """
 
 import logging
+import threading
 import uuid
 from typing import Any
 
-import celery.events.event
+import kombu.compression
 import kombu.entity
 from celery import Celery
-from celery.app.control import Control
-from kombu.pidbox import Mailbox
+from kombu.utils.objects import cached_property
 
-from beans.guard import refuse_compressed
 from beans.routing import route
 from broker import topology
 from broker.address import broker_urls
@@ -72,49 +73,22 @@ _COMMON: dict[str, Any] = {
 }
 
 
-class NarrowMailbox(Mailbox):
-    """Celery's remote control with exchanges that the definitions made: none is declared."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Mark both exchanges as made."""
-        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
-        made: Any = (self.exchange, self.reply_exchange)
-        for exchange in made:
-            exchange.no_declare = True
-
-    def _publish_reply(
-        self,
-        reply: Any,
-        exchange: str,
-        routing_key: str,
-        ticket: str,
-        channel: Any = None,
-        producer: Any = None,
-        **options: Any,
-    ) -> None:
-        if exchange != topology.CONTROL_REPLY:
-            return
-        connection: Any = self.connection
-        sent_to = channel or connection.default_channel
-        with self.producer_or_acquire(producer, sent_to) as sender:
-            sender.publish(
-                reply,
-                exchange=exchange,
-                routing_key=routing_key,
-                headers={"ticket": ticket, "clock": self.clock.forward()},
-                retry=True,
-                **options,
-            )
-
-
-class NarrowControl(Control):
-    """Remote control over the narrow mailbox."""
-
-    Mailbox = NarrowMailbox
-
-
 class FederationApp(Celery):
     """A Celery application whose senders give up in seconds."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what Celery takes."""
+        super().__init__(*args, **kwargs)
+        self.consuming = threading.Event()
+        """In a worker: set while it consumes its queue."""
+
+    @cached_property
+    def events(self) -> Any:
+        """Celery's own events; their exchange is among the definitions, so it is not declared."""
+        import celery.events.event
+
+        celery.events.event.event_exchange.no_declare = True
+        return super().events
 
     def connection_for_write(self, url: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """Connect for sending: confirmed, and with limits on every read and write."""
@@ -128,7 +102,7 @@ class FederationApp(Celery):
         return super().connection_for_write(url, *args, **kwargs)
 
 
-def make_client_app(settings: Settings, name: str = "trellis") -> Celery:
+def make_client_app(settings: Settings, name: str = "trellis") -> FederationApp:
     """Make the application of a process that calls beans; it connects to nothing yet.
 
     Raises:
@@ -137,7 +111,7 @@ def make_client_app(settings: Settings, name: str = "trellis") -> Celery:
     return make_onlooker_app(settings.need("broker", "redis"), name)
 
 
-def make_onlooker_app(settings: Settings, name: str = "trellis") -> Celery:
+def make_onlooker_app(settings: Settings, name: str = "trellis") -> FederationApp:
     """Make the application of one who only looks on (Flower) and may have no Redis.
 
     Raises:
@@ -146,9 +120,7 @@ def make_onlooker_app(settings: Settings, name: str = "trellis") -> Celery:
     refuse_compressed()
     # It warns of every call that finds no route.
     logging.getLogger("amqp").setLevel(logging.ERROR)
-    # The exchange of Celery's own events is among the definitions too.
-    celery.events.event.event_exchange.no_declare = True
-    app = FederationApp(name, set_as_current=False, control=NarrowControl)
+    app = FederationApp(name, set_as_current=False, control="beans.control:NarrowControl")
     app.conf.update(_COMMON)
     app.conf.broker_url = ";".join(broker_urls(settings))
     if settings.redis.url:
@@ -157,7 +129,7 @@ def make_onlooker_app(settings: Settings, name: str = "trellis") -> Celery:
     return app
 
 
-def make_worker_app(settings: Settings, bean: str, *, jobs: bool = False) -> Celery:
+def make_worker_app(settings: Settings, bean: str, *, jobs: bool = False) -> FederationApp:
     """Make the application of the worker of one bean's call queue, or of its jobs queue."""
     app = make_client_app(settings, name=bean)
     host = settings.host.name
@@ -172,6 +144,11 @@ def make_worker_app(settings: Settings, bean: str, *, jobs: bool = False) -> Cel
         task_track_started=jobs,
     )
     return app
+
+
+def refuse_compressed() -> None:
+    """Take the decoders out of kombu, so that no message unpacks into more than it is."""
+    kombu.compression._decoders.clear()
 
 
 def call_queue(host: str, bean: str) -> Any:

@@ -1,24 +1,29 @@
 """The stations' shared cache in Redis: handles and when each was last seen.
 
-It only helps: a station that was just started knows from it when a bean was last seen. Losing it,
-or Redis, loses nothing that the next announcements do not bring back.
+It only helps: a station that was just started, and a caller whose station does not answer, know
+from it when a bean was last seen, at most `NOTED_EVERY_S` too early. Losing it, or Redis, loses
+nothing that the next announcements do not bring back.
 """
 
 import json
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import redis
 
-from broker.lookup import Handle
 from facade.contract.events import now
 from facade.contract.settings import Settings
+
+if TYPE_CHECKING:
+    from broker.lookup import Handle
 
 log = logging.getLogger(__name__)
 
 ENTRY_EXPIRES_S = 7 * 24 * 3600
 TIMEOUT_S = 1.0
+NOTED_EVERY_S = 10.0
+"""How often a station notes that the beans of its own host are still there."""
 
 
 class SharedCache:
@@ -34,8 +39,8 @@ class SharedCache:
             decode_responses=True,
         )
 
-    def put(self, handle: Handle, *, alive: bool) -> None:
-        """Note a bean that came or left, at this time."""
+    def put(self, handle: "Handle", *, alive: bool) -> None:
+        """Note a bean that came, is there, or left, at this time."""
         entry = {"handle": handle.to_wire(), "alive": alive, "seen": now()}
         try:
             self._redis.set(self._key(handle.host, handle.bean), json.dumps(entry), ENTRY_EXPIRES_S)
@@ -43,12 +48,12 @@ class SharedCache:
             log.warning("the shared cache of handles cannot be written: %s", error)
 
     def last_seen(self, host: str, bean: str) -> str | None:
-        """Give when any station last noted a change of the bean."""
+        """Give when any station last noted the bean."""
         try:
             text = self._redis.get(self._key(host, bean))
             return str(json.loads(text)["seen"]) if text else None
         except (redis.RedisError, OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("the shared cache of handles cannot be read: %s", error)
+            log.info("the shared cache of handles cannot be read: %s", error)
             return None
 
     def _key(self, host: str, bean: str) -> str:

@@ -4,15 +4,15 @@ Odd JSON or headers in a well-formed AMQP message end a plain Celery worker, mak
 with its own rights, or unpack a bomb. The guard looks first, logs, and drops what is not right.
 """
 
+import functools
 import json
 import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import kombu.compression
-from celery import Celery
-from celery.worker.consumer import Consumer
+from celery import Celery, bootsteps
+from celery.worker.consumer import Consumer, Tasks
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ HEADER_LIMIT_CHARACTERS = 256
 REPR_LIMIT_CHARACTERS = 4096
 NESTING_LIMIT = 32
 CONSUMER_HEARTBEAT_S = 10
+RECONNECT = {"interval_start": 0.2, "interval_step": 0.2, "interval_max": 2.0}
+"""Pauses in seconds between tries to reach a broker that is away."""
 _TASK_ID = re.compile(r"[0-9a-f-]{8,64}")
 _SHORT = (
     "group",
@@ -49,6 +51,20 @@ def problem(app: Celery, message: Any) -> str | None:
     return _body(message.body)
 
 
+class Consuming(bootsteps.StartStopStep):
+    """Keeps `app.consuming` set while the queue is consumed, over every reconnection."""
+
+    requires = (Tasks,)
+
+    def start(self, consumer: Any) -> None:
+        """The queue is there and calls are taken."""
+        consumer.app.consuming.set()
+
+    def stop(self, consumer: Any) -> None:
+        """The connection is lost or given up, and the queue with it."""
+        consumer.app.consuming.clear()
+
+
 class SafeConsumer(Consumer):
     """Celery's consumer behind the guard, without the step that declares 28 delay queues."""
 
@@ -56,13 +72,19 @@ class SafeConsumer(Consumer):
         """The steps of a consumer, without delayed delivery: nothing here has an eta."""
 
         default_steps = [
-            step for step in Consumer.Blueprint.default_steps if "delayed_delivery" not in str(step)
+            *(s for s in Consumer.Blueprint.default_steps if "delayed_delivery" not in str(s)),
+            Consuming,
         ]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Switch on heartbeats for the consuming connection."""
         kwargs["amqheartbeat"] = CONSUMER_HEARTBEAT_S
         super().__init__(*args, **kwargs)
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, however long it takes; Celery's own pauses grow to half a minute."""
+        conn.ensure_connection = functools.partial(conn.ensure_connection, **RECONNECT)
+        return super().ensure_connected(conn)
 
     def create_task_handler(self, *args: Any) -> Callable[[Any], Any]:
         """Give Celery's handler with the guard in front."""
@@ -77,11 +99,6 @@ class SafeConsumer(Consumer):
             return None
 
         return on_task_received
-
-
-def refuse_compressed() -> None:
-    """Take the decoders out of kombu, so that no message unpacks into more than it is."""
-    kombu.compression._decoders.clear()
 
 
 def _sender(_: Celery, message: Any, __: Mapping[str, Any]) -> str | None:

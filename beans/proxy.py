@@ -169,12 +169,15 @@ class Federation:
             self._handles.pop((host, bean), None)
 
     def unavailable(self, host: str, bean: str) -> BeanUnavailable:
-        """Make the error for a bean that is not there, with when this host's station saw it."""
-        last_seen = NEVER
-        if bean != STATION:
-            answer = self._ask_station(host, bean, fresh=False)
-            last_seen = (answer or {}).get("last_seen") or NEVER
-        return BeanUnavailable(host=host, bean=bean, last_seen=last_seen)
+        """Make the error for a bean that is not there, with when any station last saw it."""
+        answer = self._ask_station(host, bean, fresh=False) if bean != STATION else None
+        if answer is not None:
+            last_seen = answer["last_seen"]
+        else:
+            from beans.cache import SharedCache
+
+            last_seen = SharedCache(self.settings).last_seen(host, bean)
+        return BeanUnavailable(host=host, bean=bean, last_seen=last_seen or NEVER)
 
     def close(self) -> None:
         """Close what is open; the next call opens it again."""

@@ -1,17 +1,18 @@
 """The station bean: caches every handle of the federation, and relays this host's events."""
 
 import logging
+import threading
 from datetime import UTC
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from marshmallow import fields, validate
 
 from beans.base import Bean, method
-from beans.cache import SharedCache
-from beans.relay import EngineTaker, OutboxRelay
 from beans.schemas import Strict
-from broker.lookup import QUERY_WAIT_S, Handle, LookupTable, Watcher
 from broker.outbox import READ_LIMIT_EVENTS
+
+if TYPE_CHECKING:
+    from broker.lookup import Handle
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +64,16 @@ class StationBean(Bean):
 
     def start(self) -> None:
         """Begin to watch and to relay."""
+        # Callers import this module for its declarations only, and need none of these.
+        from beans.cache import SharedCache
+        from beans.relay import EngineTaker, OutboxRelay
+        from broker.lookup import LookupTable, Watcher
+
         self.table = LookupTable()
         self._cache = SharedCache(self.settings)
         self._watcher = Watcher(self.settings, self.table, self._note)
         self._watcher.start()
+        threading.Thread(target=self._note_own, name="note-own-beans", daemon=True).start()
         EngineTaker(self.settings, self._outbox, self.stopping).start()
         self._relay = OutboxRelay(self.settings, self._outbox, self.stopping)
         self._relay.start()
@@ -91,7 +98,7 @@ class StationBean(Bean):
         """
         handle = self.table.find(host, bean)
         if fresh or (handle is None and not self._watcher.settled()):
-            handle = self._watcher.refresh(host, bean, QUERY_WAIT_S)
+            handle = self._watcher.refresh(host, bean)
         return {
             "handle": _plain(handle) if handle else None,
             "last_seen": self._last_seen(host, bean),
@@ -131,12 +138,20 @@ class StationBean(Bean):
             return self._cache.last_seen(host, bean)
         return seen.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
-    def _note(self, handle: Handle, alive: bool) -> None:
+    def _note(self, handle: "Handle", alive: bool) -> None:
         log.info("%s of %s %s", handle.bean, handle.host, "came" if alive else "left")
         self._cache.put(handle, alive=alive)
 
+    def _note_own(self) -> None:
+        from beans.cache import NOTED_EVERY_S
 
-def _plain(handle: Handle) -> dict[str, Any]:
+        while not self.stopping.wait(NOTED_EVERY_S):
+            for handle in self.table.handles():
+                if handle.host == self.host:
+                    self._cache.put(handle, alive=True)
+
+
+def _plain(handle: "Handle") -> dict[str, Any]:
     wire = handle.to_wire()
     del wire["lease_s"]
     return wire

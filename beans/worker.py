@@ -1,6 +1,7 @@
 """One bean's Celery worker: made and run in a process of its own, after the fork."""
 
 import logging
+import threading
 from typing import Any
 
 from celery import Celery, signals
@@ -49,7 +50,7 @@ def run_worker(settings: Settings, bean_name: str, *, jobs: bool = False) -> int
     else:
         dispatcher.register(app)
         bean.start()
-        _announce_when_ready(settings, bean)
+        _announce(settings, bean, app.consuming)
     _stop_with(bean)
     return _run(app, name, threads)
 
@@ -70,8 +71,9 @@ def _run(app: Celery, name: str, threads: int) -> int:
     return int(worker.exitcode or 0)
 
 
-def _announce_when_ready(settings: Settings, bean: Bean) -> None:
-    registrar = Registrar(settings, [make_handle(bean.host, bean.name, bean.version)])
+def _announce(settings: Settings, bean: Bean, consuming: threading.Event) -> None:
+    handle = make_handle(bean.host, bean.name, bean.version)
+    registrar = Registrar(settings, [handle], consuming)
     _on_ready(registrar.start)
     signals.worker_shutting_down.connect(lambda **_: registrar.stopping.set(), weak=False)
     signals.worker_shutdown.connect(lambda **_: registrar.stop(), weak=False)

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 LEASE_S = 6.0
 RENEW_S = 2.0
+CONSUMING_POLL_S = 0.25
+"""How often a registrar looks whether its bean takes calls."""
 LEASE_LIMIT_S = 60.0
 """Longest lease that a table believes."""
 TABLE_LIMIT_HANDLES = 10_000
@@ -181,14 +183,25 @@ class LookupTable:
 
 
 class Registrar(BrokerThread):
-    """Announces the beans of this process, renews them, and answers queries."""
+    """Announces the beans of this process, renews them, and answers queries.
 
-    tick_s = RENEW_S / 4
+    After a broker's restart it may be connected again before the one who takes the calls is: it
+    says nothing while `consuming` is clear, and takes back what it has said.
+    """
 
-    def __init__(self, settings: Settings, handles: Iterable[Handle]) -> None:
-        """Take the handles to announce, all of this host."""
+    tick_s = CONSUMING_POLL_S
+
+    def __init__(
+        self,
+        settings: Settings,
+        handles: Iterable[Handle],
+        consuming: threading.Event | None = None,
+    ) -> None:
+        """Take the handles to announce, all of this host, and the sign that calls are taken."""
         super().__init__(settings, "registrar")
         self._handles = list(handles)
+        self._consuming = consuming
+        self._announced = False
         self._queue = t.lookup_queue(self.user, uuid.uuid4().hex)
         self._due_s = 0.0
 
@@ -196,19 +209,27 @@ class Registrar(BrokerThread):
         """Listen for queries and announce."""
         _own_queue(channel, self._queue, ["query.#"])
         channel.basic_consume(self._queue, self._answer, auto_ack=True, exclusive=True)
-        self._announce(channel, self._handles)
-        self._due_s = time.monotonic() + RENEW_S
+        self._announced = False
+        self.tick(channel)
 
     def tick(self, channel: BlockingChannel) -> None:
-        """Renew in good time."""
-        if time.monotonic() >= self._due_s:
+        """Renew in good time; announce, or take back, as soon as calls are taken or no more."""
+        if not self._takes_calls():
+            if self._announced:
+                self.leaving(channel)
+        elif not self._announced or time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + RENEW_S
             self._announce(channel, self._handles)
+            self._announced = True
 
     def leaving(self, channel: BlockingChannel) -> None:
         """Say that the beans leave."""
+        self._announced = False
         for handle in self._handles:
             _publish(channel, self.user, t.depart_key(handle.host, handle.bean), handle.to_wire())
+
+    def _takes_calls(self) -> bool:
+        return self._consuming is None or self._consuming.is_set()
 
     def _announce(self, channel: BlockingChannel, handles: Iterable[Handle]) -> None:
         for handle in handles:
@@ -218,7 +239,7 @@ class Registrar(BrokerThread):
         self, channel: BlockingChannel, method: Basic.Deliver, _: BasicProperties, body: bytes
     ) -> None:
         words = method.routing_key.split(".")
-        if len(words) == 3:
+        if len(words) == 3 and self._takes_calls():
             asked = [
                 handle
                 for handle in self._handles

@@ -5,10 +5,11 @@ import os
 import signal
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from beans.errors import BeanLost, ResultStoreUnavailable
+from beans.errors import BeanLost, BeanUnavailable, ResultStoreUnavailable
 from beans.proxy import Federation
 from broker.definitions import NOTIFIER_USER
 from broker.errors import BrokerUnavailable
@@ -101,12 +102,26 @@ def test_broker_killed_and_restarted(cluster, notifier):
         query(cluster.settings["host_a"])
     _post_from_outside(cluster, 50)
     cluster.servers.start_broker()
+    assert wait_until(lambda: query(cluster.settings["host_a"], "host_b", "probe"), 30)
+    # Whoever is announced takes calls.
+    assert cluster.proxy("host_b").echo(text="x") == {"text": "x"}
     for host in cluster.hosts:
         wait_until(lambda host=host: cluster.answers(host, "probe"), 30)
     wait_until(lambda: len(notifier) >= 51, 15)
     assert [e.data["count"] for e in notifier if e.subject == "away"] == list(range(50))
     # Nobody had to be started again.
     assert {host: h.children() for host, h in cluster.hosts.items()} == pids
+
+
+def test_last_seen_is_known_without_a_station(cluster):
+    a, b = cluster.hosts["host_a"], cluster.hosts["host_b"]
+    with a.killed("station"), b.killed("probe"), pytest.raises(BeanUnavailable) as caught:
+        cluster.proxy("host_b").echo(text="x")
+    seen = datetime.fromisoformat(caught.value.last_seen)
+    assert timedelta(0) < datetime.now(UTC) - seen < timedelta(minutes=10)
+    for host in cluster.hosts:
+        wait_until(lambda host=host: cluster.answers(host, "probe"), 30)
+        wait_until(lambda host=host: cluster.answers(host, "station"), 30)
 
 
 def _post_from_outside(cluster, count):

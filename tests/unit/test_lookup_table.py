@@ -1,9 +1,12 @@
 """The table of handles: leases by a monotonic clock, instances, what was last seen."""
 
+import threading
+
 import pytest
 
 from broker import lookup
 from broker.lookup import LookupTable, make_handle
+from facade.contract.settings import BrokerSettings, HostSettings, Settings
 
 
 class Clock:
@@ -79,3 +82,33 @@ def test_waiting_for_an_answer_takes_only_a_later_announcement(table, clock):
     assert table.wait_for("host_a", "volume", since, 0.01) is None
     table.announce(handle)
     assert table.wait_for("host_a", "volume", since, 0.01) == handle
+
+
+class Channel:
+    """Notes what is published."""
+
+    def __init__(self):
+        self.keys = []
+
+    def basic_publish(self, exchange, key, body, properties):
+        self.keys.append(key)
+
+
+def test_a_registrar_announces_only_while_its_bean_takes_calls():
+    settings = Settings(
+        host=HostSettings(name="host_a", domain="t"),
+        broker=BrokerSettings(urls=("amqp://host_a@localhost",)),
+    )
+    consuming, channel = threading.Event(), Channel()
+    handle = make_handle("host_a", "volume", "1")
+    registrar = lookup.Registrar(settings, [handle], consuming)
+    registrar.tick(channel)
+    assert channel.keys == []
+    consuming.set()
+    registrar.tick(channel)
+    registrar.tick(channel)
+    assert channel.keys == ["announce.host_a.volume"]
+    consuming.clear()
+    registrar.tick(channel)
+    registrar.tick(channel)
+    assert channel.keys == ["announce.host_a.volume", "depart.host_a.volume"]

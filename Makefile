@@ -52,6 +52,7 @@ asan: setup-test
 
 docs: build
 	@$(PYTHON) scripts/make_reference.py
+	@$(PYTHON) scripts/make_commands_page.py
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,6 +24,7 @@ from broker.definitions import OPS_USER, definitions
 from broker.embedded import EmbeddedBroker, EmbeddedRedis
 from broker.embedded_plan import LOOPBACK, BrokerPorts
 from broker.embedded_process import ChildProcess, tail
+from console.place import paths_of
 from console.supervisor_errors import (
     ChildFailed,
     NothingToTakeDown,
@@ -183,11 +184,6 @@ def down(directory: Path) -> None:
         drop_sockets(paths)
     finally:
         lock.release()
-
-
-def paths_of(directory: Path) -> Paths:
-    """Where everything of a federation in this folder lies."""
-    return Paths(directory.expanduser().resolve(), os.getuid())
 
 
 def make_supervisor(federation: Federation, paths: Paths) -> Supervisor:

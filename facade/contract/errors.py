@@ -54,8 +54,8 @@ class TrellisError(Exception):
         if missing:
             raise TypeError(f"{type(self).__name__} needs the fields {', '.join(missing)}")
         self.data: dict[str, Any] = fields
-        self.message = type(self).message.format(**fields)
-        self.hint = type(self).hint.format(**fields)
+        self.message = fill(type(self).message, fields)
+        self.hint = fill(type(self).hint, fields)
         super().__init__(self.message)
 
     def __getattr__(self, name: str) -> Any:
@@ -135,6 +135,23 @@ class RemoteError(TrellisError):
 def template_fields(cls: type[TrellisError]) -> set[str]:
     """Return the field names that an error's message and hint are made of."""
     return fields_of(cls.message) | fields_of(cls.hint)
+
+
+def fill(template: str, fields: Mapping[str, Any]) -> str:
+    """Return a filled format template; a field that ends in a full stop needs none after it.
+
+    Reasons come from libraries and other errors: some are whole sentences. Raises KeyError for a
+    field that is missing.
+    """
+    text, ended = "", False
+    for literal, name, form, conversion in string.Formatter().parse(template):
+        text += literal.removeprefix(".") if ended else literal
+        ended = False
+        if name is not None:
+            converted = f"!{conversion}" if conversion else ""
+            value = f"{{{name}{converted}:{form}}}".format(**fields)
+            text, ended = text + value, value.endswith(".")
+    return text
 
 
 def fields_of(template: str) -> set[str]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from facade.contract.errors import fields_of
+from facade.contract.errors import fields_of, fill
 
 SEVERITIES: Final = ("info", "warning", "error", "critical")
 
@@ -105,8 +105,8 @@ def new_event(
         severity=entry.severity,
         name=name,
         data=dict(data),
-        text=entry.sentence.format(**values),
-        advice=entry.advice.format(**values),
+        text=fill(entry.sentence, values),
+        advice=fill(entry.advice, values),
     )
 
 

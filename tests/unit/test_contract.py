@@ -16,6 +16,7 @@ from facade.contract.errors import (
     TrellisError,
     error_from_wire,
     error_to_wire,
+    fill,
     known_errors,
     template_fields,
 )
@@ -86,6 +87,26 @@ def test_an_unknown_or_misshapen_error_keeps_its_code_and_words():
     assert str(pickle.loads(pickle.dumps(back))) == "It {is}."
     assert type(error_from_wire({"code": "volume_busy", "data": {}})) is RemoteError
     assert type(error_from_wire({"data": 7})) is RemoteError
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("No such file", "x: No such file. Look at x."),
+        ("No such file.", "x: No such file. Look at x."),
+        ("and so on...", "x: and so on... Look at x."),
+        ("..", "x: .. Look at x."),
+        ("", "x: . Look at x."),
+    ],
+)
+def test_a_sentence_ends_once(reason, text):
+    assert fill("{path}: {reason}. Look at {path!s:s}.", {"path": "x", "reason": reason}) == text
+
+
+def test_a_field_that_is_missing_is_a_mistake():
+    assert fill("{{{a:>3}}} {b!r}", {"a": 1, "b": "x."}) == "{  1} 'x.'"
+    with pytest.raises(KeyError, match="b"):
+        fill("{a}{b}", {"a": 1})
 
 
 def test_a_foreign_exception_is_an_internal_error():

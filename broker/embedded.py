@@ -41,8 +41,9 @@ EPMD_READY_TIMEOUT_S = 5.0
 STOP_GRACE_S = 20.0
 PROBE_INTERVAL_S = 0.05
 PROBE_TIMEOUT_S = 2.0
-EPMD_KILL_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 5.0
 COOKIE_BYTES = 24
+ERLANG = Path("/usr/lib/erlang")
 # Below the kernel's range for outgoing connections, so that none of them takes a port of ours
 # between the choice and the start.
 PORT_RANGE = range(20_000, 32_000)
@@ -112,6 +113,7 @@ class EmbeddedBroker:
         self._epmd_log = self.log_path.with_name("epmd.log")
         self._epmd: ChildProcess | None = None
         self._server: ChildProcess | None = None
+        self._stop_requested = False
 
     @property
     def amqp_port(self) -> int:
@@ -152,6 +154,7 @@ class EmbeddedBroker:
             self._epmd = _child(planned.epmd, self._epmd_log, self.base_dir)
             self._server = _child(planned.server, self.log_path, self.base_dir)
             self._epmd.start()
+        self._stop_requested = False
         try:
             _wait_for("epmd", self._epmd, EPMD_READY_TIMEOUT_S, self._epmd_answers)
             self._server.start()
@@ -183,13 +186,19 @@ class EmbeddedBroker:
             raise
 
     def request_stop(self) -> None:
-        """Ask RabbitMQ to stop without waiting; `stop()` then takes less time."""
-        if self._server is not None:
+        """Ask RabbitMQ to stop without waiting for it; `stop()` then takes less time."""
+        if self._server is not None and self._server.alive() and not self._stop_requested:
+            self._stop_requested = True
+            erl_call = next(ERLANG.glob("erts-*/bin/erl_call"), None)
+            if erl_call is not None:
+                made = plan(self.base_dir, self.ports, {}, "", erl_call=str(erl_call))
+                _run(made.prepare_stop)
             self._server.request_stop()
 
     def stop(self) -> None:
         """Stop RabbitMQ cleanly (SIGTERM, then SIGKILL), then epmd. Idempotent."""
         if self._server is not None:
+            self.request_stop()
             self._server.stop(STOP_GRACE_S)
         if self._epmd is not None:
             self._epmd.stop()
@@ -199,16 +208,7 @@ class EmbeddedBroker:
         """End the epmd that a node starts by itself when ours has died: whoever has our port."""
         if not self._epmd_answers():
             return
-        command = plan(self.base_dir, self.ports, {}, "").epmd_stop
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(
-                command.argv,
-                env=command.env,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=EPMD_KILL_TIMEOUT_S,
-                check=False,
-            )
+        _run(plan(self.base_dir, self.ports, {}, "").epmd_stop)
 
     def _epmd_answers(self) -> bool:
         with contextlib.suppress(OSError), self._connect(self.ports.epmd):
@@ -314,6 +314,19 @@ class EmbeddedRedis:
 def _child(planned: PlannedProcess, log_path: Path, cwd: Path) -> ChildProcess:
     stdin_bytes = None if planned.stdin_text is None else planned.stdin_text.encode()
     return ChildProcess(planned.argv, planned.env, log_path, cwd=cwd, stdin_bytes=stdin_bytes)
+
+
+def _run(command: PlannedProcess) -> None:
+    """Run a short command; its failure shows in what it was to bring about."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(
+            command.argv,
+            env=command.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
 
 
 def _need_program(server: str, program: str, package: str) -> None:

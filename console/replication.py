@@ -45,10 +45,10 @@ def replica() -> None:
     type=click.Choice(["sync", "async"]),
     default="sync",
     show_default=True,
-    help="Whether a write waits for the other host.",
+    help="Whether a write waits for the other host; async not in this version.",
 )
-@click.option("--group", metavar="G", help="Consistency group.")
-@click.option("--queue", metavar="VOLUME", help="Volume of the disk queue (async).")
+@click.option("--group", metavar="G", help="Consistency group; not in this version.")
+@click.option("--queue", metavar="VOLUME", help="Volume of the disk queue; not in this version.")
 @click.option("--autosync", is_flag=True, help="Synchronise by itself when the link is back.")
 @click.option("--no-enable", is_flag=True, help="Create it disabled.")
 @click.option(
@@ -136,7 +136,9 @@ def delete(console: Console, name: str, force: bool, yes: bool) -> None:
 @click.argument("name", metavar="N")
 @click.option("--full", is_flag=True, help="Copy every block.")
 @click.option("--update", is_flag=True, help="Copy what has changed (the default).")
-@click.option("--reverse", is_flag=True, help="From the secondary to the primary.")
+@click.option(
+    "--reverse", is_flag=True, help="From the secondary to the primary; not in this version."
+)
 @click.option(
     "--keep",
     type=click.Choice(["primary", "secondary"]),
@@ -189,7 +191,7 @@ def wait(console: Console, name: str) -> None:
 @replica.command()
 @click.argument("name", metavar="N")
 def verify(name: str) -> None:
-    """Compare both sides."""
+    """Not in this version: compare both sides."""
     raise unsupported(
         f"Verifying {name}",
         "there is no comparison of a running set yet",
@@ -200,7 +202,7 @@ def verify(name: str) -> None:
 @replica.command()
 @click.argument("name", metavar="N")
 def swap(name: str) -> None:
-    """Swap primary and secondary."""
+    """Not in this version: swap primary and secondary."""
     raise unsupported(
         f"Swapping the roles of {name}",
         "a set keeps its direction",
@@ -212,7 +214,7 @@ def swap(name: str) -> None:
 @click.argument("name", metavar="N")
 @click.argument("pairs", metavar="KEY=VALUE...", nargs=-1, required=True)
 def set_(name: str, pairs: tuple[str, ...]) -> None:
-    """Change properties of a set."""
+    """Not in this version: change properties of a set."""
     raise unsupported(
         f"Changing {', '.join(pair.partition('=')[0] for pair in pairs)} of {name}",
         "a set keeps what it was created with",

@@ -66,7 +66,7 @@ def create(console: Console, name: str, size_bytes: int) -> None:
 
 @volume.command()
 @click.argument("name", metavar="V")
-@click.option("--export", is_flag=True, help="Put it under STE control: exported to other hosts.")
+@click.option("--export", is_flag=True, help="Export it to other hosts (STE); not in this version.")
 @pass_console
 def enable(console: Console, name: str, export: bool) -> None:
     """Put a volume under SVI control, so that services can use it."""
@@ -111,14 +111,14 @@ def uri(console: Console, name: str) -> None:
 @click.argument("name", metavar="V")
 @click.argument("path", metavar="PATH")
 def attach(name: str, path: str) -> None:
-    """Make a local device or file of a volume."""
+    """Not in this version: make a local device of a volume."""
     raise _no_attach(name)
 
 
 @volume.command()
 @click.argument("name", metavar="V")
 def detach(name: str) -> None:
-    """Undo `attach`."""
+    """Not in this version: undo `attach`."""
     raise _no_attach(name)
 
 

@@ -71,9 +71,13 @@ class Seat:
 
     def trellis(self, *arguments: str | Path) -> Said:
         """`trellis ... --json` in this process: the same code, without the start of Python."""
+        return self.say("--json", *arguments)
+
+    def say(self, *arguments: str | Path) -> Said:
+        """`trellis ...` in this process, with what people read."""
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = run(trellis, "trellis", ["--json", *map(str, arguments)], self.environment)
+            status = run(trellis, "trellis", [*map(str, arguments)], self.environment)
         return Said(status, out.getvalue(), err.getvalue())
 
     def volume(self, host: str, name: str, size: str = "16M") -> Path:

@@ -16,9 +16,7 @@ ODD_NAMES = ["a:b", "a/b", "../x", "-x", "", "x" * 101, "ä", "a b", ".x", "a\nb
 def create(seat: Seat, name: str, primary: str, secondary: str, code: str, status: int = 1) -> str:
     """Try a create that must fail, and prove that it has changed nothing on either host."""
     before = seat.configuration()
-    said = seat.type(
-        "trellis", "replica", "create", name, "--primary", primary, "--secondary", secondary
-    )
+    said = seat.say("replica", "create", name, "--primary", primary, "--secondary", secondary)
     sentence = one_sentence(said, code, status)
     assert seat.configuration() == before
     return sentence
@@ -101,7 +99,7 @@ def test_what_this_version_does_not_do_is_one_sentence(
     seat: Seat, pair: Pair, more: list[str]
 ) -> None:
     before = seat.configuration()
-    said = seat.type("trellis", "replica", "create", pair.name, *pair.sides, *more)
+    said = seat.say("replica", "create", pair.name, *pair.sides, *more)
     one_sentence(said, "unsupported")
     assert seat.configuration() == before
 
@@ -111,7 +109,7 @@ def test_what_this_version_does_not_do_is_one_sentence(
 )
 def test_operations_of_later_versions_say_so(seat: Seat, pair: Pair, line: str) -> None:
     seat.trellis("replica", "create", pair.name, *pair.sides).json()
-    said = seat.type("trellis", "replica", *line.replace("S", pair.name).split())
+    said = seat.say("replica", *line.replace("S", pair.name).split())
     one_sentence(said, "unsupported")
 
 

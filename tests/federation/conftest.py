@@ -25,6 +25,7 @@ from facade.contract.settings import (
     Settings,
 )
 from tests.federation.host import probe_service
+from tests.federation.replication_hosts import WholeFederation
 
 ROOT = Path(__file__).parents[2]
 HOSTS = ("host_a", "host_b")
@@ -276,6 +277,17 @@ def cluster(servers, tmp_path_factory):
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="package")
+def whole(servers):
+    """Two whole hosts, engines and all, for the tests of the data services."""
+    made = WholeFederation(servers)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
 
 
 @pytest.fixture

@@ -11,22 +11,16 @@ from beans.errors import BeanUnavailable
 from facade.config_store import ConfigStore
 from facade.contract.errors import TrellisError, UnreachableError
 from facade.errors import PeerUnreachable, SideUnreachable, UnknownSet
-from tests.federation.replication_hosts import WholeFederation, wait_until
+from tests.federation.replication_hosts import wait_until
 
 SIZE = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def whole(servers):
-    made = WholeFederation(servers)
-    try:
-        made.start()
-        for number in range(8):
-            made.bean("host_a", "volume").create(name=f"p{number}", size_bytes=SIZE)
-            made.bean("host_b", "volume").create(name=f"s{number}", size_bytes=SIZE)
-        yield made
-    finally:
-        made.stop()
+@pytest.fixture(scope="module", autouse=True)
+def volumes(whole):
+    for number in range(8):
+        whole.bean("host_a", "volume").create(name=f"p{number}", size_bytes=SIZE)
+        whole.bean("host_b", "volume").create(name=f"s{number}", size_bytes=SIZE)
 
 
 def asked(name, number):

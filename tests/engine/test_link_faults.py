@@ -91,13 +91,19 @@ def test_flush_that_fails_here_ends_the_link(pair: list[Host]) -> None:
 def test_link_that_dies_with_the_answer_to_synced_leaves_no_state_behind(alone: Host) -> None:
     a = alone
 
+    answered = threading.Event()
+
+    def part() -> None:
+        # The job has its answer, and goes on only when the end of the link is known here.
+        source = a.source
+        answered.set()
+        source._ended.wait(10)
+
     def behave(wire: Wire, frame: Frame) -> bool:
         if wire.number == 2 and frame.message == "synced":
-            # The job goes on only when the end of the link is known here.
-            source, replica = a.source, a.replica
-            known = Before(replica.changes, "sync", lambda: source._ended.wait(10))
-            replica.changes = known  # type: ignore[assignment]
+            a.replica.changes = Before(a.replica.changes, "sync", part)  # type: ignore[assignment]
             wire.obey(frame)
+            answered.wait(10)
             raise Hangup
         return False
 

@@ -113,6 +113,7 @@ class Engine:
         except BaseException:
             self._left_out.add(volume)
             self.volumes.give_up(volume)
+            self.volumes.protect(record.spec.get("bitmap"))
             raise
         self._left_out.discard(volume)
 

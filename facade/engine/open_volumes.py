@@ -124,6 +124,13 @@ class OpenVolumes:
             volume.stack.close()
             volume.file.close()
 
+    def protect(self, name: str | None) -> None:
+        """Refuse writes to a bitmap volume whose set could not be taken up."""
+        with self._lock:
+            volume = None if name is None else self._volumes.get(name)
+        if volume is not None:
+            volume.stack.set_read_only(True)
+
     def get(self, name: str) -> OpenVolume:
         """Return an open volume. Raises UnknownVolume."""
         with self._lock:

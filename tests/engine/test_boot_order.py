@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from facade.config_store import ConfigStore
+from facade.config_store import ConfigStore, SetRecord, Use
 from facade.engine import autosync
 from facade.engine.job import Job
 from facade.engine.journal import Journal
@@ -118,6 +119,33 @@ def test_volume_without_a_set_is_exported_beside_one_that_is_not(pair: Pair) -> 
     pair.a.start()
     assert [volume["name"] for volume in pair.a.call("volume.list")] == ["other"]
     assert socket_of(pair.a, "other").exists()
+
+
+def test_bitmap_volume_of_a_set_that_is_not_engaged_takes_no_writes(
+    engines: list[EngineInside],
+) -> None:
+    pair = Pair(engines[0], engines[1], SIZE_BYTES)
+    bitmap = pair.a.make_volume("map", MIB)
+    spec = {**pair.spec(pair.a), "bitmap": "map", "bitmap_path": str(bitmap)}
+    uses = [
+        Use("data", "replication", "pair", "primary"),
+        Use("map", "replication", "pair", "bitmap"),
+    ]
+    with ConfigStore(pair.a.settings.host.config_path) as store:
+        store.put_set(SetRecord("replication", "pair", pair.set_id, True, spec), uses)
+    pair.a.call("set.enable", spec=spec, init="dirty")
+    pair.a.stop()
+    os.truncate(pair.a.volume_dir / "data", SIZE_BYTES // 2)
+    pair.a.start()
+    (served,) = pair.a.call("volume.list")
+    assert served["name"] == "map"
+    write = subprocess.run(
+        ["qemu-io", "-f", "raw", "-c", "write 0 4096", served["uri"]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Permission denied" in write.stderr  # the export says that it is read only
 
 
 @pytest.mark.parametrize("missing", ["bitmap", "volume"])

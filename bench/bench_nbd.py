@@ -4,7 +4,9 @@ Both serve a file of their own in /dev/shm over a Unix socket, fio drives them i
 ours next to one of theirs. Reported are medians over the rounds, the ratio ours/theirs of the rate
 and of the server's processor time (user and system) per 100,000 requests.
 
-    python bench/bench_nbd.py [--rounds 5] [--seconds 2] [--json FILE] [--case NAME]...
+    python bench/bench_nbd.py [--rounds 5] [--seconds 2] [--json FILE] [--case NAME]... [--simple]
+
+fio's NBD library agrees on structured replies with both; with `--simple` ours offers none.
 """
 
 from __future__ import annotations
@@ -89,25 +91,26 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=2, help="length of one fio run")
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES])
     parser.add_argument("--json", type=Path, help="write the results to this file too")
+    parser.add_argument("--simple", action="store_true", help="offer no structured replies")
     parser.add_argument("--serve", nargs=2, metavar=("IMAGE", "SOCKET"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(Path(options.serve[0]), Path(options.serve[1]))
+        serve(Path(options.serve[0]), Path(options.serve[1]), options.simple)
         return 0
     missing = [tool for tool in ("fio", "nbdkit") if shutil.which(tool) is None]
     if missing:
         print(f"bench_nbd needs {' and '.join(missing)}; install them first", file=sys.stderr)
         return 1
     cases = [case for case in CASES if not options.case or case.name in options.case]
-    results = compare(cases, options.rounds, options.seconds)
+    results = compare(cases, options.rounds, options.seconds, options.simple)
     print_table(results)
     if options.json:
         options.json.write_text(json.dumps([asdict(result) for result in results], indent=2))
     return 0
 
 
-def serve(image: Path, socket_path: Path) -> None:
-    """Serve `image` until SIGTERM."""
+def serve(image: Path, socket_path: Path, is_simple: bool) -> None:
+    """Serve `image` until SIGTERM, with simple replies only if `is_simple`."""
     from facade.engine.file_volume import FileVolume
     from facade.engine.nbd_server import NbdServer
     from facade.engine.volume_stack import VolumeStack
@@ -116,7 +119,7 @@ def serve(image: Path, socket_path: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     volume = FileVolume(image)
     stack = VolumeStack(volume)
-    server = NbdServer(stack, socket_path, can_trim=volume.can_punch)
+    server = NbdServer(stack, socket_path, can_trim=volume.can_punch, structured=not is_simple)
     server.start()
     print("ready", flush=True)
     ended.wait()
@@ -125,12 +128,12 @@ def serve(image: Path, socket_path: Path) -> None:
     volume.close()
 
 
-def compare(cases: list[Case], rounds: int, seconds: int) -> list[Result]:
+def compare(cases: list[Case], rounds: int, seconds: int, is_simple: bool) -> list[Result]:
     """Measure every case, our runs and theirs alternating, who is first alternating too."""
     results = []
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="bench-nbd-") as folder:
         here = Path(folder)
-        with our_server(here) as ours, their_server(here) as theirs:
+        with our_server(here, is_simple) as ours, their_server(here) as theirs:
             for case in cases:
                 runs: dict[str, list[Run]] = {"ours": [], "theirs": []}
                 for number in range(rounds):
@@ -173,10 +176,11 @@ def make_image(path: Path) -> Path:
 
 
 @contextmanager
-def our_server(folder: Path) -> Iterator[Server]:
+def our_server(folder: Path, is_simple: bool) -> Iterator[Server]:
     """Run our server in a process of its own."""
     image, path = make_image(folder / "ours.img"), folder / "ours.sock"
     command = [sys.executable, __file__, "--serve", str(image), str(path)]
+    command += ["--simple"] if is_simple else []
     root = str(Path(__file__).resolve().parent.parent)
     environ = {**os.environ, "PYTHONPATH": root}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environ)

@@ -22,6 +22,8 @@ cdef class Connection:
     cdef int fd
     cdef Outbox outbox
     cdef bint outbox_ready
+    cdef bint is_structured              # the client understands chunks
+    cdef size_t read_head_bytes          # of the head before the data of a read
     cdef BufferPool pool
     cdef Queue batch                     # answered, not yet handed to the outbox
     cdef uint64_t batch_bytes
@@ -65,3 +67,6 @@ cdef class Connection:
     cdef void release_idle(self) noexcept nogil
     # Wait until nothing is in flight and every reply is sent, or cannot be.
     cdef void drain(self) noexcept nogil
+
+# The monotonic clock.
+cdef int64_t now_ns() noexcept nogil

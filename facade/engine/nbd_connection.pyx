@@ -1,6 +1,7 @@
 """Requests in flight, buffers and socket of one NBD connection."""
 
 from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove, memset
 
 from facade.engine.nbd_buffers cimport (
@@ -21,7 +22,11 @@ from facade.engine.nbd_outbox cimport (
     outbox_wait,
     request_completed,
 )
-from facade.engine.nbd_wire cimport NBD_REQUEST_BYTES, NBD_SIMPLE_REPLY_BYTES
+from facade.engine.nbd_wire cimport (
+    NBD_DATA_CHUNK_BYTES,
+    NBD_REQUEST_BYTES,
+    NBD_SIMPLE_REPLY_BYTES,
+)
 from facade.engine.syscalls cimport (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
@@ -76,7 +81,7 @@ cdef class Connection:
         self.input = NULL
         self.output = NULL
 
-    def __init__(self, fd: int, leftover: bytes) -> None:
+    def __init__(self, fd: int, leftover: bytes, is_structured: bool = False) -> None:
         cdef size_t length = len(leftover)
         cdef const uint8_t *data = leftover
         cdef timeval limit
@@ -84,6 +89,8 @@ cdef class Connection:
             raise ValueError(f"{length} bytes left over from the handshake; "
                              f"at most {INLINE_BYTES_MAX}")
         self.fd = fd
+        self.is_structured = is_structured
+        self.read_head_bytes = NBD_DATA_CHUNK_BYTES if is_structured else NBD_SIMPLE_REPLY_BYTES
         outbox_init(&self.outbox, fd)
         self.outbox_ready = True
         limit.tv_sec = SEND_TIMEOUT_S
@@ -127,7 +134,12 @@ cdef class Connection:
         request.outbox = &self.outbox
         request.io.complete = request_completed
         request.io.owner = request
+        request.is_structured = self.is_structured
+        request.is_read = False
         request.head_room = False
+        request.is_laid_out = False
+        request.why = NULL
+        request.layout = NULL
         request.payload = NULL
         request.reply = NULL
         return request
@@ -143,7 +155,7 @@ cdef class Connection:
     # Small reads lie side by side, each after room for its head, so that a batch of them is sent
     # as one piece; large ones have their own chunk.
     cdef bint give_read_buffer(self, Request *request) noexcept nogil:
-        cdef size_t needed = NBD_SIMPLE_REPLY_BYTES + request.io.length
+        cdef size_t needed = self.read_head_bytes + request.io.length
         if request.io.length > INLINE_BYTES_MAX:
             request.reply = self.new_chunk(request.io.length)
             if request.reply == NULL:
@@ -161,7 +173,7 @@ cdef class Connection:
             self.output_end = 0
             if self.output == NULL:
                 return False
-        request.io.data = self.output.data + self.output_end + NBD_SIMPLE_REPLY_BYTES
+        request.io.data = self.output.data + self.output_end + self.read_head_bytes
         request.head_room = True
         request.reply = self.output
         self.output.users += 1
@@ -195,6 +207,8 @@ cdef class Connection:
             following = request.next
             pool_drop(&self.pool, request.payload)
             pool_drop(&self.pool, request.reply)
+            if request.layout != NULL:
+                free(request.layout)
             request.next = self.free_requests
             self.free_requests = request
             self.used_requests -= 1

@@ -4,27 +4,47 @@
 # what is queued. The connection's own thread may wait for the client while it sends. A thread that
 # completes a pending request must not (it serves other volumes too): what the socket does not take
 # at once stays queued, and the connection's thread is woken to send it.
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from facade.engine.nbd_buffers cimport Chunk
-from facade.engine.nbd_wire cimport NBD_SIMPLE_REPLY_BYTES
-from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
+from facade.engine.nbd_wire cimport NBD_HEAD_BYTES_MAX, NBD_HOLE_CHUNK_BYTES
+from facade.engine.syscalls cimport iovec, pthread_cond_t, pthread_mutex_t
 from facade.engine.volume cimport Io
 
 cdef enum:
     REQUESTS_MAX = 128            # in flight on one connection; past it, it is not read from
     SEND_TIMEOUT_S = 60           # a client that takes no byte for so long is given up
+    READ_RUNS_MAX = 32            # of data and holes told apart in one read; the rest is data
+
+# The reply to a read that met holes: heads and data in the order in which they are sent.
+cdef struct Layout:
+    int runs
+    uint64_t data_start           # where the volume is read, from the first data to the last
+    uint64_t data_end             # not after data_start: there is no data
+    int count
+    iovec[2 * READ_RUNS_MAX] pieces
+    uint64_t bytes                # of all pieces
+    uint8_t *last_head            # of the last chunk, which carries the DONE flag
+    size_t head_bytes             # of heads in use
+    uint8_t[READ_RUNS_MAX * NBD_HOLE_CHUNK_BYTES] heads
 
 cdef struct Request:
     Io io
     Outbox *outbox
     uint64_t cookie               # as the client sent it, never converted
-    uint8_t[NBD_SIMPLE_REPLY_BYTES] head   # valid once answered
-    uint64_t body_bytes           # of io.data that follow the head; valid once answered
-    uint64_t sent_bytes           # of head and body
+    bint is_structured            # the client understands chunks
+    bint is_read                  # a reply without error carries data
     bint head_room                # io.data has room for the head right before it
+    bint is_laid_out              # the reply is the layout's
+    const char *why               # what was wrong with the request, or NULL
+    uint8_t[NBD_HEAD_BYTES_MAX] head       # what follows is valid once answered
+    uint32_t head_bytes           # in `head`, or right before the body where there is room
+    uint8_t *body                 # follows the head
+    uint64_t body_bytes
+    uint64_t sent_bytes           # of head and body
     Chunk *payload                # holds the data of a write, or NULL
     Chunk *reply                  # holds the data of a read, or NULL
+    Layout *layout                # of a read that met holes, or NULL
     Request *next
 
 cdef struct Queue:
@@ -45,9 +65,6 @@ cdef struct Outbox:
 
 cdef int outbox_init(Outbox *outbox, int fd) noexcept nogil
 cdef void outbox_destroy(Outbox *outbox) noexcept nogil
-
-# Fill in the reply to a request that ended with `error`.
-cdef void answer(Request *request, int error) noexcept nogil
 
 # Io.complete of every request: answer it and send what can be sent without waiting.
 cdef void request_completed(Io *io, int error) noexcept nogil

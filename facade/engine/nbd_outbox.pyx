@@ -1,28 +1,10 @@
 """Sending replies: gathered into few system calls, from whichever thread completes a request."""
 
-from libc.errno cimport (
-    EACCES,
-    EAGAIN,
-    EDQUOT,
-    EFBIG,
-    EINTR,
-    EINVAL,
-    EIO,
-    ENOMEM,
-    ENOSPC,
-    ENOSYS,
-    EOPNOTSUPP,
-    EOVERFLOW,
-    EPERM,
-    EROFS,
-    ESHUTDOWN,
-    ETIMEDOUT,
-    errno,
-)
-from libc.stdint cimport uint32_t
+from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT, errno
 from libc.string cimport memcpy, memset
 
-from facade.engine.nbd_wire cimport NBD_SIMPLE_REPLY_MAGIC
+from facade.engine.nbd_reply cimport answer
+from facade.engine.nbd_wire cimport NBD_HEAD_BYTES_MAX
 from facade.engine.syscalls cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
@@ -33,7 +15,6 @@ from facade.engine.syscalls cimport (
     atomic_load,
     close,
     eventfd,
-    htobe32,
     iovec,
     msghdr,
     poll,
@@ -50,17 +31,16 @@ from facade.engine.syscalls cimport (
     sendmsg,
     write,
 )
-from facade.engine.volume cimport IO_READ
 
 cdef enum:
-    PIECES_MAX = 2 * REQUESTS_MAX    # a head and a body for each
+    PIECES_MAX = 2 * REQUESTS_MAX    # a head and a body for each, and more than one layout's
 
 
 # What one sendmsg() is given. Heads without room before their data are copied side by side.
 cdef struct Gather:
     iovec[PIECES_MAX] pieces
     int count
-    uint8_t[REQUESTS_MAX * NBD_SIMPLE_REPLY_BYTES] heads
+    uint8_t[REQUESTS_MAX * NBD_HEAD_BYTES_MAX] heads
     size_t head_bytes
 
 
@@ -78,29 +58,6 @@ cdef void outbox_destroy(Outbox *outbox) noexcept nogil:
         close(outbox.event_fd)
     pthread_cond_destroy(&outbox.changed)
     pthread_mutex_destroy(&outbox.mutex)
-
-
-# The protocol knows eight errors; whatever else a layer says is its nearest one.
-cdef uint32_t wire_error(int error) noexcept nogil:
-    if error in (0, EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, EOPNOTSUPP, ESHUTDOWN):
-        return error
-    if error == EROFS or error == EACCES:
-        return EPERM
-    if error == EDQUOT or error == EFBIG:
-        return ENOSPC
-    if error == ENOSYS:
-        return EOPNOTSUPP
-    return EIO
-
-
-cdef void answer(Request *request, int error) noexcept nogil:
-    cdef uint32_t word = htobe32(<uint32_t> NBD_SIMPLE_REPLY_MAGIC)
-    memcpy(&request.head[0], &word, 4)
-    word = htobe32(wire_error(error))
-    memcpy(&request.head[4], &word, 4)
-    memcpy(&request.head[8], &request.cookie, 8)
-    request.sent_bytes = 0
-    request.body_bytes = request.io.length if request.io.op == IO_READ and error == 0 else 0
 
 
 cdef void request_completed(Io *io, int error) noexcept nogil:
@@ -243,7 +200,7 @@ cdef void take_sent(Queue *batch, Queue *sent, uint64_t count) noexcept nogil:
     cdef uint64_t left
     while batch.first != NULL:
         request = batch.first
-        left = NBD_SIMPLE_REPLY_BYTES + request.body_bytes - request.sent_bytes
+        left = request.head_bytes + request.body_bytes - request.sent_bytes
         if count < left:
             request.sent_bytes += count
             return
@@ -258,23 +215,37 @@ cdef void gather_batch(Gather *gather, Request *request) noexcept nogil:
     gather.head_bytes = 0
     while request != NULL and gather.count + 2 <= PIECES_MAX:
         skip = request.sent_bytes
-        if request.head_room and request.body_bytes:
-            if skip < NBD_SIMPLE_REPLY_BYTES:
-                memcpy(request.io.data - NBD_SIMPLE_REPLY_BYTES, request.head,
-                       NBD_SIMPLE_REPLY_BYTES)
-            add_piece(gather, request.io.data - NBD_SIMPLE_REPLY_BYTES + skip,
-                      NBD_SIMPLE_REPLY_BYTES + request.body_bytes - skip)
+        if request.is_laid_out:
+            # Never the first to fail here: a layout has less than PIECES_MAX.
+            if gather.count + request.layout.count > PIECES_MAX:
+                return
+            add_layout(gather, request.layout, skip)
+        elif request.head_room:
+            add_piece(gather, request.body - request.head_bytes + skip,
+                      request.head_bytes + request.body_bytes - skip)
         else:
-            if skip < NBD_SIMPLE_REPLY_BYTES:
+            if skip < request.head_bytes:
                 memcpy(&gather.heads[gather.head_bytes], &request.head[skip],
-                       NBD_SIMPLE_REPLY_BYTES - skip)
-                add_piece(gather, &gather.heads[gather.head_bytes], NBD_SIMPLE_REPLY_BYTES - skip)
-                gather.head_bytes += NBD_SIMPLE_REPLY_BYTES - skip
-                skip = NBD_SIMPLE_REPLY_BYTES
+                       request.head_bytes - skip)
+                add_piece(gather, &gather.heads[gather.head_bytes], request.head_bytes - skip)
+                gather.head_bytes += request.head_bytes - skip
+                skip = request.head_bytes
             if request.body_bytes:
-                add_piece(gather, request.io.data + (skip - NBD_SIMPLE_REPLY_BYTES),
-                          request.body_bytes - (skip - NBD_SIMPLE_REPLY_BYTES))
+                add_piece(gather, request.body + (skip - request.head_bytes),
+                          request.body_bytes - (skip - request.head_bytes))
         request = request.next
+
+
+cdef void add_layout(Gather *gather, Layout *layout, uint64_t skip) noexcept nogil:
+    cdef int number
+    cdef iovec *piece
+    for number in range(layout.count):
+        piece = &layout.pieces[number]
+        if skip >= piece.iov_len:
+            skip -= piece.iov_len
+            continue
+        add_piece(gather, <uint8_t *> piece.iov_base + skip, piece.iov_len - skip)
+        skip = 0
 
 
 cdef void add_piece(Gather *gather, uint8_t *data, size_t length) noexcept nogil:

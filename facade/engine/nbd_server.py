@@ -11,10 +11,11 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import quote
 
+from facade.engine.nbd_context import AllocationContext, MetaContext
 from facade.engine.nbd_transmission import Transmission
 from facade.engine.nbd_wire import Export, Handshake, Outcome, export_flags
 from facade.engine.volume_stack import VolumeStack
@@ -34,6 +35,8 @@ ACCEPT_RETRY_S = 0.1
 # What stop() grants requests in flight unless told otherwise, and after that the threads to end.
 STOP_TIMEOUT_S = 10.0
 ABORT_TIMEOUT_S = 2.0
+# Metadata contexts of one export (nbd_transmission.pxd has it too).
+CONTEXTS_MAX = 16
 # Bytes of a Unix socket's path that the kernel takes.
 SOCKET_PATH_MAX_BYTES = 107
 
@@ -54,13 +57,20 @@ class NbdServer:
         export_name: str = "",
         *,
         can_trim: bool = True,
+        structured: bool = True,
         connections_max: int = CONNECTIONS_MAX,
     ) -> None:
-        """`can_trim` says whether trim is advertised: only where the backing can punch holes."""
+        """`can_trim` says that the backing can punch holes: trim is advertised, zeroing is fast.
+
+        `structured` says whether structured replies, and with them contexts, are offered.
+        """
         self.stack = stack
         self.socket_path = socket_path
         self.export_name = export_name or stack.name
-        self._can_trim = can_trim
+        self.can_trim = can_trim
+        self._structured = structured
+        allocation = AllocationContext(stack)
+        self._contexts: dict[str, MetaContext] = {allocation.name: allocation}
         self._connections_max = connections_max
         self._lock = threading.Lock()
         self._connections: set[_Connection] = set()
@@ -176,11 +186,47 @@ class NbdServer:
             client.close()
             self.forget(connection)
 
-    def describe(self) -> Export:
+    def add_context(self, context: MetaContext) -> None:
+        """Offer a metadata context to the clients that connect from now on.
+
+        Raises ValueError when one of its name is offered already, or CONTEXTS_MAX are.
+        """
+        with self._lock:
+            if context.name in self._contexts:
+                raise ValueError(
+                    f"export {self.export_name}: the metadata context {context.name} is offered "
+                    "already; remove that one first"
+                )
+            if len(self._contexts) >= CONTEXTS_MAX:
+                raise ValueError(
+                    f"export {self.export_name}: {CONTEXTS_MAX} metadata contexts are offered (the "
+                    "limit); remove one first"
+                )
+            context.withdrawn = False
+            self._contexts[context.name] = context
+
+    def remove_context(self, name: str) -> None:
+        """Offer it no more; clients that selected it are answered ESHUTDOWN when they ask.
+
+        A name that is not offered is removed already.
+        """
+        with self._lock:
+            context = self._contexts.pop(name, None)
+        if context is not None:
+            context.withdrawn = True
+
+    def contexts(self) -> dict[str, MetaContext]:
+        """Return the metadata contexts that are offered, by name."""
+        with self._lock:
+            return dict(self._contexts)
+
+    def describe(self, contexts: Iterable[str] = ()) -> Export:
         """Return what a client that connects now is told."""
         read_only = self.stack.read_only
-        flags = export_flags(read_only=read_only, can_trim=self._can_trim)
-        return Export(self.export_name, self.stack.size_bytes, flags)
+        flags = export_flags(read_only=read_only, can_trim=self.can_trim)
+        return Export(
+            self.export_name, self.stack.size_bytes, flags, tuple(contexts), self._structured
+        )
 
     def forget(self, connection: "_Connection") -> None:
         """Take a connection off the list; called by its thread when it ends."""
@@ -218,7 +264,8 @@ class _Connection:
     def _serve(self) -> None:
         ending = "the handshake failed"
         try:
-            export = self._server.describe()
+            contexts = self._server.contexts()
+            export = self._server.describe(contexts)
             handshake = negotiate(self._client, export)
             if handshake.outcome is Outcome.TRANSMISSION:
                 read_only = self._server.stack.read_only
@@ -226,7 +273,13 @@ class _Connection:
                 self.export = export
                 self._client.settimeout(None)
                 ending = Transmission(
-                    self._client.fileno(), self._server.stack, read_only, handshake.leftover
+                    self._client.fileno(),
+                    self._server.stack,
+                    read_only,
+                    handshake.leftover,
+                    structured=handshake.structured,
+                    can_zero_fast=self._server.can_trim,
+                    contexts=tuple(contexts[name] for name in handshake.contexts),
                 ).run()
             else:
                 ending = handshake.reason

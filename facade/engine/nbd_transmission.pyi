@@ -1,11 +1,20 @@
 from facade.engine.nbd_connection import Connection
+from facade.engine.nbd_context import MetaContext
 from facade.engine.volume import Volume
 
 ENDINGS: tuple[str, ...]
 
 class Transmission(Connection):
     def __init__(
-        self, fd: int, volume: Volume, read_only: bool = False, leftover: bytes = b""
+        self,
+        fd: int,
+        volume: Volume,
+        read_only: bool = False,
+        leftover: bytes = b"",
+        *,
+        structured: bool = False,
+        can_zero_fast: bool = False,
+        contexts: tuple[MetaContext, ...] = (),
     ) -> None: ...
     @property
     def requests(self) -> int: ...

@@ -4,10 +4,21 @@
 cdef enum:
     NBD_REQUEST_MAGIC = 0x25609513
     NBD_SIMPLE_REPLY_MAGIC = 0x67446698
+    NBD_STRUCTURED_REPLY_MAGIC = 0x668e33ef
     # magic, flags (16 bits), type (16 bits), cookie (64 bits), offset (64 bits), length
     NBD_REQUEST_BYTES = 28
     # magic, error, cookie (64 bits)
     NBD_SIMPLE_REPLY_BYTES = 16
+    # magic, flags (16 bits), type (16 bits), cookie (64 bits), length of what follows
+    NBD_CHUNK_BYTES = 20
+    # a chunk's head and what comes before its variable part
+    NBD_DATA_CHUNK_BYTES = 28          # offset (64 bits); the data follows
+    NBD_HOLE_CHUNK_BYTES = 32          # offset (64 bits), length; nothing follows
+    NBD_ERROR_CHUNK_BYTES = 26         # error, length of the message (16 bits); that follows
+    NBD_STATUS_CHUNK_BYTES = 24        # context's number; extents follow
+    NBD_EXTENT_BYTES = 8               # length, flags
+    # the longest head that a reply has before its body
+    NBD_HEAD_BYTES_MAX = NBD_DATA_CHUNK_BYTES
 
 cdef enum:
     NBD_CMD_READ = 0
@@ -15,11 +26,32 @@ cdef enum:
     NBD_CMD_DISC = 2
     NBD_CMD_FLUSH = 3
     NBD_CMD_TRIM = 4
+    NBD_CMD_CACHE = 5
     NBD_CMD_WRITE_ZEROES = 6
+    NBD_CMD_BLOCK_STATUS = 7
 
 cdef enum:
     NBD_CMD_FLAG_FUA = 1
     NBD_CMD_FLAG_NO_HOLE = 2
+    NBD_CMD_FLAG_DF = 4
+    NBD_CMD_FLAG_REQ_ONE = 8
+    NBD_CMD_FLAG_FAST_ZERO = 16
+
+cdef enum:
+    NBD_REPLY_FLAG_DONE = 1
+
+cdef enum:
+    NBD_REPLY_TYPE_NONE = 0
+    NBD_REPLY_TYPE_OFFSET_DATA = 1
+    NBD_REPLY_TYPE_OFFSET_HOLE = 2
+    NBD_REPLY_TYPE_BLOCK_STATUS = 5
+    NBD_REPLY_TYPE_ERROR = 32769
+
+cdef enum:
+    # Of base:allocation; a dirty bitmap's one flag is 1 too.
+    NBD_STATE_HOLE = 1
+    NBD_STATE_ZERO = 2
+    NBD_STATE_DIRTY = 1
 
 cdef enum:
     # Largest payload of one request, either way (nbd_wire.MAX_PAYLOAD_BYTES).

@@ -11,6 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from facade.engine.nbd_meta import (
+    MetaQueryRefused,
+    list_contexts,
+    parse_meta,
+    select_contexts,
+)
+
 # Largest option data that is looked at; a longer one is skipped and answered with TOO_BIG.
 OPTION_DATA_MAX_BYTES = 16 * 1024
 # Longest option data that is skipped; past it the client is not worth its bytes.
@@ -49,7 +56,10 @@ class TransmissionFlag:
     SEND_FUA = 1 << 3
     SEND_TRIM = 1 << 5
     SEND_WRITE_ZEROES = 1 << 6
+    SEND_DF = 1 << 7
     CAN_MULTI_CONN = 1 << 8
+    SEND_CACHE = 1 << 10
+    SEND_FAST_ZERO = 1 << 11
 
 
 class Opt:
@@ -60,6 +70,9 @@ class Opt:
     LIST = 3
     INFO = 6
     GO = 7
+    STRUCTURED_REPLY = 8
+    LIST_META_CONTEXT = 9
+    SET_META_CONTEXT = 10
 
 
 class Rep:
@@ -68,6 +81,7 @@ class Rep:
     ACK = 1
     SERVER = 2
     INFO = 3
+    META_CONTEXT = 4
     ERR_UNSUP = (1 << 31) + 1
     ERR_INVALID = (1 << 31) + 3
     ERR_UNKNOWN = (1 << 31) + 6
@@ -97,6 +111,10 @@ class Export:
     name: str
     size_bytes: int
     flags: int
+    # Metadata contexts that may be selected.
+    contexts: tuple[str, ...] = ()
+    # Whether structured replies are offered, and with them contexts.
+    can_structured: bool = True
 
 
 def export_flags(*, read_only: bool, can_trim: bool) -> int:
@@ -106,9 +124,11 @@ def export_flags(*, read_only: bool, can_trim: bool) -> int:
     """
     flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH
     flags |= TransmissionFlag.CAN_MULTI_CONN | TransmissionFlag.SEND_FUA
+    flags |= TransmissionFlag.SEND_CACHE
     if read_only:
         return flags | TransmissionFlag.READ_ONLY
-    flags |= TransmissionFlag.SEND_WRITE_ZEROES
+    # Where zeroing is not known to be fast, a request for it fails fast.
+    flags |= TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FAST_ZERO
     return flags | TransmissionFlag.SEND_TRIM if can_trim else flags
 
 
@@ -116,7 +136,9 @@ class Handshake:
     """One client's negotiation, from the greeting to transmission or the end.
 
     `outcome` says how it stands; `export` is the chosen one once it is TRANSMISSION; `reason` says
-    why it ENDED; `leftover` is what the client sent beyond the handshake.
+    why it ENDED; `leftover` is what the client sent beyond the handshake. `structured` says whether
+    structured replies were agreed on, `contexts` which metadata contexts were selected (the first
+    has number 1).
     """
 
     def __init__(self, exports: Mapping[str, Export], default_name: str) -> None:
@@ -132,6 +154,9 @@ class Handshake:
         self.outcome = Outcome.NEGOTIATING
         self.export: Export | None = None
         self.reason = ""
+        self.structured = False
+        self.contexts: tuple[str, ...] = ()
+        self._contexts_of: Export | None = None
 
     @property
     def leftover(self) -> bytes:
@@ -220,6 +245,10 @@ class Handshake:
             self._take_list(payload)
         elif option in (Opt.INFO, Opt.GO):
             self._take_go(option, payload)
+        elif option == Opt.STRUCTURED_REPLY and self._can_structured:
+            self._take_structured(payload)
+        elif option in (Opt.LIST_META_CONTEXT, Opt.SET_META_CONTEXT) and self._can_structured:
+            self._take_meta(option, payload)
         else:
             self._reply(option, Rep.ERR_UNSUP, b"option not supported")
 
@@ -228,7 +257,7 @@ class Handshake:
         if export is None:
             self._end("no such export")
             return
-        self._output += EXPORT_REPLY.pack(export.size_bytes, export.flags)
+        self._output += EXPORT_REPLY.pack(export.size_bytes, self._flags_of(export))
         if not self._no_zeroes:
             self._output += EXPORT_REPLY_PADDING
         self._begin(export)
@@ -252,7 +281,7 @@ class Handshake:
         if export is None:
             self._reply(option, Rep.ERR_UNKNOWN, b"no such export")
             return
-        told = struct.pack(">HQH", Info.EXPORT, export.size_bytes, export.flags)
+        told = struct.pack(">HQH", Info.EXPORT, export.size_bytes, self._flags_of(export))
         self._reply(option, Rep.INFO, told)
         if Info.NAME in wanted:
             self._reply(option, Rep.INFO, struct.pack(">H", Info.NAME) + export.name.encode())
@@ -262,6 +291,47 @@ class Handshake:
         self._reply(option, Rep.ACK)
         if option == Opt.GO:
             self._begin(export)
+
+    @property
+    def _can_structured(self) -> bool:
+        return all(export.can_structured for export in self._exports.values())
+
+    def _take_structured(self, payload: bytes) -> None:
+        if payload:
+            self._reply(Opt.STRUCTURED_REPLY, Rep.ERR_INVALID, b"this option takes no data")
+            return
+        self.structured = True
+        self._reply(Opt.STRUCTURED_REPLY, Rep.ACK)
+
+    def _take_meta(self, option: int, payload: bytes) -> None:
+        is_set = option == Opt.SET_META_CONTEXT
+        if is_set:
+            # What was selected before is replaced, whatever becomes of this.
+            self.contexts, self._contexts_of = (), None
+        if not self.structured:
+            self._reply(option, Rep.ERR_INVALID, b"ask for structured replies first")
+            return
+        try:
+            asked = parse_meta(payload)
+        except MetaQueryRefused as refused:
+            kind = Rep.ERR_TOO_BIG if refused.is_too_big else Rep.ERR_INVALID
+            self._reply(option, kind, str(refused).encode())
+            return
+        export = self._find(asked.export)
+        if export is None:
+            self._reply(option, Rep.ERR_UNKNOWN, b"no such export")
+            return
+        find = select_contexts if is_set else list_contexts
+        found = find(export.contexts, asked.queries)
+        for number, name in enumerate(found, 1):
+            told = struct.pack(">I", number if is_set else 0) + name.encode()
+            self._reply(option, Rep.META_CONTEXT, told)
+        if is_set:
+            self.contexts, self._contexts_of = tuple(found), export
+        self._reply(option, Rep.ACK)
+
+    def _flags_of(self, export: Export) -> int:
+        return export.flags | (TransmissionFlag.SEND_DF if self.structured else 0)
 
     def _find(self, encoded: bytes) -> Export | None:
         if len(encoded) > EXPORT_NAME_MAX_BYTES:
@@ -276,6 +346,8 @@ class Handshake:
         self._output += OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, kind, len(data)) + data
 
     def _begin(self, export: Export) -> None:
+        if self._contexts_of is not export:
+            self.contexts = ()
         self.export = export
         self.outcome = Outcome.TRANSMISSION
 

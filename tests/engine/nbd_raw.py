@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from facade.engine.nbd_server import NbdServer
 from facade.engine.volume import Volume
@@ -17,7 +18,10 @@ OPTION_MAGIC = 0x49484156454F5054
 REPLY_MAGIC = 0x3E889045565A9
 REQUEST_MAGIC = 0x25609513
 SIMPLE_REPLY_MAGIC = 0x67446698
+CHUNK_MAGIC = 0x668E33EF
 OPT_EXPORT_NAME, OPT_ABORT, OPT_LIST, OPT_INFO, OPT_GO = 1, 2, 3, 6, 7
+OPT_STRUCTURED, OPT_LIST_META, OPT_SET_META = 8, 9, 10
+NONE, OFFSET_DATA, OFFSET_HOLE, STATUS, ERROR = 0, 1, 2, 5, (1 << 15) + 1
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
 EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ESHUTDOWN = (
@@ -34,6 +38,12 @@ def go_data(name: bytes = b"", wanted: tuple[int, ...] = ()) -> bytes:
     return struct.pack(f">I{len(name)}sH{len(wanted)}H", len(name), name, len(wanted), *wanted)
 
 
+def meta_data(queries: tuple[str | bytes, ...], name: bytes = b"") -> bytes:
+    encoded = [one.encode() if isinstance(one, str) else one for one in queries]
+    listed = b"".join(struct.pack(">I", len(one)) + one for one in encoded)
+    return struct.pack(">I", len(name)) + name + struct.pack(">I", len(encoded)) + listed
+
+
 def request(command: int, offset: int = 0, length: int = 0, *, cookie: int = 1, flags: int = 0,
             data: bytes = b"", magic: int = REQUEST_MAGIC) -> bytes:  # fmt: skip
     header = struct.pack(">IHHQQI", magic, flags, command, cookie, offset, length)
@@ -44,19 +54,43 @@ def write(offset: int, data: bytes, *, cookie: int = 1, flags: int = 0) -> bytes
     return request(WRITE, offset, len(data), cookie=cookie, flags=flags, data=data)
 
 
-class RawClient:
-    """A connection on which anything can be said. `transmission=True` says GO first."""
+class Chunk(NamedTuple):
+    """One chunk of a structured reply."""
 
-    def __init__(self, path: Path, *, transmission: bool = True) -> None:
+    is_last: bool
+    kind: int
+    cookie: int
+    payload: bytes
+
+
+class RawClient:
+    """A connection on which anything can be said. `transmission=True` says GO first.
+
+    With `structured` it agrees on chunks before that, and selects `contexts`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        transmission: bool = True,
+        structured: bool = False,
+        contexts: tuple[str, ...] = (),
+    ) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(TIMEOUT_S)
         try:
             self.socket.connect(str(path))
             self.greeting = self.take(18)
+            self.selected: dict[str, int] = {}
             if transmission:
-                self.send(struct.pack(">I", 3) + option(OPT_GO, go_data()))
-                while self.take_option_reply()[1] != 1:
-                    pass
+                self.send(struct.pack(">I", 3))
+                if structured:
+                    self.negotiate(option(OPT_STRUCTURED))
+                if contexts:
+                    told = self.negotiate(option(OPT_SET_META, meta_data(contexts)))
+                    self.selected = {one[4:].decode(): int.from_bytes(one[:4]) for one in told}
+                self.negotiate(option(OPT_GO, go_data()))
         except BaseException:
             self.socket.close()
             raise
@@ -84,6 +118,31 @@ class RawClient:
         magic, number, kind, length = struct.unpack(">QIII", self.take(20))
         assert magic == REPLY_MAGIC
         return number, kind, self.take(length)
+
+    def negotiate(self, data: bytes) -> list[bytes]:
+        """Send an option that is acknowledged; what was told before."""
+        self.send(data)
+        told = []
+        while True:
+            _, kind, payload = self.take_option_reply()
+            assert kind < 1 << 31, payload
+            if kind == 1:
+                return told
+            told.append(payload)
+
+    def take_chunk(self) -> Chunk:
+        magic, flags, kind, cookie, length = struct.unpack(">IHHQI", self.take(20))
+        assert magic == CHUNK_MAGIC
+        assert flags in (0, 1)
+        return Chunk(bool(flags), kind, cookie, self.take(length))
+
+    def take_chunks(self) -> list[Chunk]:
+        """Return the chunks of one reply."""
+        chunks = [self.take_chunk()]
+        while not chunks[-1].is_last:
+            chunks.append(self.take_chunk())
+            assert chunks[-1].cookie == chunks[0].cookie
+        return chunks
 
     def take_reply(self, read_bytes: int = 0) -> tuple[int, int, bytes]:
         """Return error, cookie and (of a read without error) data."""

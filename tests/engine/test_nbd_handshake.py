@@ -110,7 +110,7 @@ def test_abort_is_acknowledged_and_ends() -> None:
     assert handshake.outcome is Outcome.ENDED
 
 
-@pytest.mark.parametrize("number", [0, 4, 5, 8, 9, 10, 11, 2**32 - 1])
+@pytest.mark.parametrize("number", [0, 4, 5, 11, 2**32 - 1])
 def test_unknown_options_are_unsupported_and_the_next_is_parsed(number: int) -> None:
     handshake = begin()
     assert replies(handshake.receive(option(number, b"some data")))[0][:2] == (number, UNSUP)

@@ -68,13 +68,18 @@ def is_alive(server: NbdServer) -> bool:
     (raw.request(raw.TRIM, SIZE_BYTES, 1), raw.EINVAL),
     (raw.request(raw.FLUSH, 1, 0), raw.EINVAL),
     (raw.request(raw.FLUSH, 0, 1), raw.EINVAL),
-    (raw.request(raw.CACHE, 0, 1), raw.EINVAL),
+    (raw.request(raw.CACHE, SIZE_BYTES - 1, 2), raw.EINVAL),
+    (raw.request(raw.CACHE, 0, 1, flags=raw.DF), raw.EINVAL),
+    (raw.request(raw.CACHE, 0, SIZE_BYTES), 0),
     (raw.request(raw.BLOCK_STATUS, 0, 1), raw.EINVAL),
     (raw.request(999, 0, 1), raw.EINVAL),
     (raw.request(raw.READ, 0, 1, flags=raw.DF), raw.EINVAL),
     (raw.request(raw.READ, 0, 1, flags=1 << 15), raw.EINVAL),
     (raw.write(0, b"x", flags=raw.NO_HOLE), raw.EINVAL),
-    (raw.request(raw.WRITE_ZEROES, 0, 1, flags=raw.FAST_ZERO), raw.EINVAL),
+    (raw.write(0, b"x", flags=raw.FAST_ZERO), raw.EINVAL),
+    (raw.request(raw.READ, 0, 1, flags=raw.REQ_ONE), raw.EINVAL),
+    (raw.request(raw.WRITE_ZEROES, 0, 1, flags=raw.FAST_ZERO | raw.NO_HOLE), raw.ENOTSUP),
+    (raw.request(raw.WRITE_ZEROES, 0, 70_000, flags=raw.FAST_ZERO), 0),
     (raw.request(raw.READ, 0, 0), 0),
     (raw.write(0, b""), 0),
     (raw.request(raw.WRITE_ZEROES, 0, SIZE_BYTES), 0),
@@ -193,6 +198,27 @@ def test_errors_are_told_in_the_protocols_words(
             layer.fail("any", number)
             assert client.ask(sent) == expected
         assert client.ask(raw.request(raw.READ, 0, 5), 5) == bytes(5)
+    layer.close()
+
+
+def test_zeroing_that_may_be_slow_is_not_fast(bottom: FileVolume) -> None:
+    with serve(bottom, can_trim=False) as server, RawClient(server.socket_path) as client:
+        zero = raw.request(raw.WRITE_ZEROES, 0, 1 << 20, flags=raw.FAST_ZERO)
+        client.ask(raw.write(0, b"kept"))
+        assert client.ask(zero) == raw.ENOTSUP
+        assert client.ask(raw.request(raw.READ, 0, 4), 4) == b"kept"
+        assert client.ask(raw.request(raw.WRITE_ZEROES, 0, 1 << 20)) == 0
+        assert client.ask(raw.request(raw.READ, 0, 4), 4) == bytes(4)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_cache_reads_and_tells_only_how_it_went(bottom: FileVolume, is_async: bool) -> None:
+    layer = FaultVolume(bottom, is_async=is_async)
+    with serve(layer) as server, RawClient(server.socket_path) as client:
+        assert client.ask(raw.request(raw.CACHE, 5, 100_000)) == 0
+        layer.fail("read", errno.EIO)
+        assert client.ask(raw.request(raw.CACHE, 5, 100_000)) == raw.EIO
+        assert client.ask(raw.request(raw.READ, 0, 4), 4) == bytes(4)
     layer.close()
 
 

@@ -1,0 +1,122 @@
+"""The rules for requests: which flags and ranges each may have, and why not."""
+
+from libc.errno cimport EINVAL, ENOSPC, EOPNOTSUPP, EPERM
+from libc.string cimport memcpy
+
+from facade.engine.nbd_wire cimport (
+    NBD_CMD_BLOCK_STATUS,
+    NBD_CMD_CACHE,
+    NBD_CMD_FLAG_DF,
+    NBD_CMD_FLAG_FAST_ZERO,
+    NBD_CMD_FLAG_FUA,
+    NBD_CMD_FLAG_NO_HOLE,
+    NBD_CMD_FLAG_REQ_ONE,
+    NBD_CMD_FLUSH,
+    NBD_CMD_READ,
+    NBD_CMD_TRIM,
+    NBD_CMD_WRITE,
+    NBD_CMD_WRITE_ZEROES,
+    NBD_MAX_PAYLOAD_BYTES,
+    NBD_REQUEST_MAGIC,
+)
+from facade.engine.syscalls cimport be16toh, be32toh, be64toh
+from facade.engine.volume cimport (
+    IO_FLUSH,
+    IO_FUA,
+    IO_NO_HOLE,
+    IO_READ,
+    IO_TRIM,
+    IO_WRITE,
+    IO_ZERO,
+)
+
+
+cdef bint has_magic(const uint8_t *data) noexcept nogil:
+    cdef uint32_t magic = 0
+    memcpy(&magic, data, 4)
+    return be32toh(magic) == <uint32_t> NBD_REQUEST_MAGIC
+
+
+cdef void parse_header(const uint8_t *data, Header *header) noexcept nogil:
+    memcpy(&header.flags, data + 4, 2)
+    memcpy(&header.command, data + 6, 2)
+    memcpy(&header.cookie, data + 8, 8)
+    memcpy(&header.offset, data + 16, 8)
+    memcpy(&header.length, data + 24, 4)
+    header.flags = be16toh(header.flags)
+    header.command = be16toh(header.command)
+    header.offset = be64toh(header.offset)
+    header.length = be32toh(header.length)
+
+
+cdef inline uint16_t known_flags(const Rules *rules, uint16_t command) noexcept nogil:
+    if command == NBD_CMD_READ and rules.is_structured:
+        return NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_DF
+    if command == NBD_CMD_WRITE_ZEROES:
+        return NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO
+    if command == NBD_CMD_BLOCK_STATUS:
+        return NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_REQ_ONE
+    return NBD_CMD_FLAG_FUA
+
+
+cdef int check(const Rules *rules, uint64_t size_bytes, const Header *header,
+               const char **why) noexcept nogil:
+    cdef uint16_t command = header.command
+    cdef bint is_outside = (header.offset > size_bytes
+                            or header.length > size_bytes - header.offset)
+    if header.flags & ~known_flags(rules, command):
+        why[0] = b"a flag of the request is not known, or not for this request"
+        return EINVAL
+    if command == NBD_CMD_READ:
+        if header.length > NBD_MAX_PAYLOAD_BYTES:
+            why[0] = b"the read is longer than 32 MiB, the limit; send several"
+            return EINVAL
+    elif command == NBD_CMD_FLUSH:
+        why[0] = b"a flush has neither offset nor length; send zeroes"
+        return EINVAL if header.offset or header.length else 0
+    elif command == NBD_CMD_WRITE or command == NBD_CMD_WRITE_ZEROES or command == NBD_CMD_TRIM:
+        if rules.read_only:
+            why[0] = b"the export is read-only"
+            return EPERM
+        if is_outside and command != NBD_CMD_TRIM:
+            why[0] = b"the range reaches past the volume's end; ask for its size again"
+            return ENOSPC
+        if header.flags & NBD_CMD_FLAG_FAST_ZERO and (
+                not rules.can_zero_fast or header.flags & NBD_CMD_FLAG_NO_HOLE):
+            why[0] = b"zeroing here may be as slow as writing; write, or zero without FAST_ZERO"
+            return EOPNOTSUPP
+    elif command == NBD_CMD_BLOCK_STATUS:
+        if not rules.context_count:
+            why[0] = b"no metadata context was selected in the handshake; select one and connect"
+            return EINVAL
+        if not header.length:
+            why[0] = b"block status of no byte at all; ask for at least one"
+            return EINVAL
+    elif command != NBD_CMD_CACHE:
+        why[0] = b"the request's type is not known"
+        return EINVAL
+    why[0] = b"the range reaches past the volume's end; ask for its size again"
+    return EINVAL if is_outside else 0
+
+
+cdef void translate(const Header *header, Io *io) noexcept nogil:
+    io.offset = header.offset
+    io.length = header.length
+    io.data = NULL
+    io.flags = 0
+    if header.command == NBD_CMD_READ or header.command == NBD_CMD_CACHE:
+        io.op = IO_READ
+        return
+    if header.command == NBD_CMD_FLUSH:
+        io.op = IO_FLUSH
+        return
+    if header.command == NBD_CMD_WRITE:
+        io.op = IO_WRITE
+    elif header.command == NBD_CMD_TRIM:
+        io.op = IO_TRIM
+    else:
+        io.op = IO_ZERO
+        if header.flags & NBD_CMD_FLAG_NO_HOLE:
+            io.flags |= IO_NO_HOLE
+    if header.flags & NBD_CMD_FLAG_FUA:
+        io.flags |= IO_FUA

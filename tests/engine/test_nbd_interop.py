@@ -111,8 +111,9 @@ def test_qemu_io_patterns(server: NbdServer) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mix", [["--bs=4k", "--iodepth=32"], ["--bsrange=512-128k", "--iodepth=8"],
                                  ["--bs=4k", "--iodepth=1", "--fsync=16"]])  # fmt: skip
-def test_fio_verifies(server: NbdServer, mix: list[str]) -> None:
-    run("fio", "--name=verify", "--ioengine=nbd", f"--uri={server.uri}", "--rw=randwrite",
+def test_fio_verifies(server: NbdServer, tmp_path: Path, mix: list[str]) -> None:
+    # The folder is for the file in which fio keeps what it has verified.
+    run("fio", "--name=verify", f"--aux-path={tmp_path}", "--ioengine=nbd", f"--uri={server.uri}", "--rw=randwrite",
         "--size=8M", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", *mix)  # fmt: skip
 
 

@@ -114,7 +114,8 @@ def test_qemu_io_patterns(server: NbdServer) -> None:
 def test_fio_verifies(server: NbdServer, tmp_path: Path, mix: list[str]) -> None:
     # The folder is for the file in which fio keeps what it has verified.
     run("fio", "--name=verify", f"--aux-path={tmp_path}", "--ioengine=nbd",
-        f"--uri={server.uri}", "--rw=randwrite", "--size=8M", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", *mix)  # fmt: skip
+        f"--uri={server.uri}", "--rw=randwrite", "--size=8M",
+        "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", *mix)  # fmt: skip
 
 
 def test_libnbd_reads_writes_and_sees_errors(server: NbdServer) -> None:

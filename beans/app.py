@@ -84,10 +84,8 @@ class FederationApp(Celery):
 
     @cached_property
     def events(self) -> Any:
-        """Celery's own events; their exchange is among the definitions, so it is not declared."""
-        import celery.events.event
-
-        celery.events.event.event_exchange.no_declare = True
+        """Celery's own events, over an exchange that the definitions made."""
+        leave_event_exchange()
         return super().events
 
     def connection_for_write(self, url: str | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -174,6 +172,16 @@ def jobs_queue(host: str, bean: str) -> Any:
         durable=True,
         queue_arguments=topology.JOBS_QUEUE_ARGUMENTS,
     )
+
+
+def leave_event_exchange() -> None:
+    """Celery's events have their exchange among the definitions: nobody may declare it.
+
+    Whoever receives events without `app.events`, as Flower does, calls this first.
+    """
+    import celery.events.event
+
+    celery.events.event.event_exchange.no_declare = True
 
 
 def new_call_id() -> str:

@@ -6,7 +6,8 @@ them is the operators' (`broker.definitions.OPS_USER`), which alone may use Cele
 
 import os
 
-from beans.app import make_onlooker_app
+from beans.app import leave_event_exchange, make_onlooker_app
 from facade.contract.settings import load
 
+leave_event_exchange()
 app = make_onlooker_app(load(None, os.environ))

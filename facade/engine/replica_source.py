@@ -311,20 +311,23 @@ class Source:
         replica = self.replica
         settled_at = seen = replica.changes.writes_begun
         waited_s = 0.0
+        behind = False  # clears that the bitmap volume does not have yet
         while not self._ended.wait(SETTLE_IDLE_S):
             waited_s += SETTLE_IDLE_S
             begun = replica.changes.writes_begun
             idle = begun == seen
             seen = begun
-            if begun == settled_at or (not idle and waited_s < SETTLE_BUSY_S):
-                continue
+            due = begun != settled_at and (idle or waited_s >= SETTLE_BUSY_S)
             try:
-                if replica.layer.settle(SETTLE_TIMEOUT_S) is not None and idle:
+                if due:
+                    behind = replica.layer.settle(SETTLE_TIMEOUT_S) is not None or behind
+                    settled_at, waited_s = begun, 0.0
+                if behind and idle:
                     replica.changes.sync()
+                    behind = False
             except OSError as error:
                 self._settle_failed(error)
                 return
-            settled_at, waited_s = begun, 0.0
 
     def _settle_failed(self, error: OSError) -> None:
         """End the link: bits cannot be cleared any more, so every block written stays dirty."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from facade.engine.link_errors import PeerNotReady, WouldLoseWrites
-from facade.engine.replica_source import LINK_TIMEOUT_S
+from facade.engine.replica_source import LINK_TIMEOUT_S, SETTLE_BUSY_S
 from tests.engine.harness import (
     BLOCK_BYTES,
     KIB,
@@ -331,3 +331,17 @@ def test_an_engine_starts_from_variables_alone(tmp_path: Path) -> None:
         assert engine.stop() == 0
     finally:
         engine.dispose()
+
+
+def test_cleared_bits_reach_the_bitmap_volume_when_writes_end(pair: Pair) -> None:
+    assert pair.sync("full")["state"] == "done"
+    bitmap = pair.a.data_dir / "metadata" / "pair.bitmap"
+    # Longer than the settler's busy interval, so that clears under load come first.
+    subprocess.run(
+        ["fio", "--name=w", "--ioengine=nbd", f"--uri={pair.a.uri('data')}", "--rw=randwrite",
+         "--bs=4k", "--iodepth=4", "--time_based", f"--runtime={SETTLE_BUSY_S + 1:.0f}",
+         f"--size={SIZE_BYTES}"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    wait_for(lambda: not any(bitmap.read_bytes()[8192:]), what="cleared bits on disk")
+    pair.assert_equal()

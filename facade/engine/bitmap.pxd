@@ -3,8 +3,9 @@
 # Guarantee: a bit that mark() has reported stable is on the device. The disk map is always a
 # superset of what must be copied: sets are written through (group commit), clears are lazy.
 #
-# Lock order: nothing is taken while `lock` is held. The layer reads and changes its own state
-# (session, epoch, touched) under this same lock, so that a mark and the state it saw are one.
+# Lock order: while `lock` is held only the link sender's lock is taken, and stripes are tried. The
+# layer reads and changes its own state (session, epoch, touched) under this same lock, so that a
+# mark and the state it saw are one.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -44,6 +45,8 @@ cdef class Bitmap:
 
     # Under lock. Sets the bits; 0 when all were stable already, else the ticket to wait for.
     cdef uint64_t mark_locked(self, uint64_t first, uint64_t last) noexcept nogil
+    # Under lock. Whether mark_locked() would return 0 without waiting.
+    cdef bint is_stable_locked(self, uint64_t first, uint64_t last) noexcept nogil
     # Without lock. 0 when the ticket is on disk (or memory_only), else errno.
     cdef int wait_stable(self, uint64_t ticket) noexcept nogil
     # Under lock. Clears bits; the disk follows with the next commit.

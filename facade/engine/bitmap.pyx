@@ -352,6 +352,15 @@ cdef class Bitmap:
             self.unstable_count += 1
         return ticket
 
+    cdef bint is_stable_locked(self, uint64_t first, uint64_t last) noexcept nogil:
+        cdef int i
+        if not bits_all(self.bits, first, last):
+            return False
+        for i in range(self.unstable_count):
+            if self.unstable[i].first <= last and first <= self.unstable[i].last:
+                return False
+        return True
+
     cdef int wait_stable(self, uint64_t ticket) noexcept nogil:
         cdef int error = 0
         pthread_mutex_lock(&self.lock)

@@ -2,7 +2,7 @@
 
 import threading
 
-from libc.errno cimport ENOMEM
+from libc.errno cimport EAGAIN, ENOMEM
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -19,6 +19,7 @@ from facade.engine.syscalls cimport (
 )
 from facade.engine.volume cimport (
     IO_FLUSH,
+    IO_NOWAIT,
     IO_PENDING,
     IO_READ,
     IO_TRIM,
@@ -124,6 +125,11 @@ cdef class FaultVolume(Volume):
 
     cdef int submit(self, Io *io) noexcept nogil:
         cdef int error
+        # A fault counts a request once: where it may wait it is not the first of two attempts.
+        if io.flags & IO_NOWAIT:
+            if not self.is_async:
+                return EAGAIN
+            io.flags &= ~IO_NOWAIT
         pthread_mutex_lock(&self.mutex)
         error = self.pick_fault(io)
         if self.is_async:

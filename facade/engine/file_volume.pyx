@@ -10,6 +10,7 @@ from errno import EWOULDBLOCK as PY_EWOULDBLOCK
 from pathlib import Path
 
 from libc.errno cimport (
+    EAGAIN,
     EINTR,
     EINVAL,
     EIO,
@@ -25,19 +26,27 @@ from libc.stdint cimport uint8_t
 
 from facade.engine.syscalls cimport (
     BLKZEROOUT,
+    CLOCK_MONOTONIC,
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
     FALLOC_FL_ZERO_RANGE,
+    RAMFS_MAGIC,
+    RWF_NOWAIT,
     SEEK_DATA,
     SEEK_HOLE,
+    TMPFS_MAGIC,
     atomic_load,
     atomic_store,
+    clock_gettime,
     close,
     fallocate,
     fdatasync,
+    fstatfs,
     ioctl,
+    iovec,
     lseek,
     pread,
+    preadv2,
     pthread_cond_broadcast,
     pthread_cond_destroy,
     pthread_cond_init,
@@ -47,11 +56,14 @@ from facade.engine.syscalls cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
     pwrite,
+    statfs_t,
+    timespec,
 )
 from facade.engine.volume cimport (
     IO_FLUSH,
     IO_FUA,
     IO_NO_HOLE,
+    IO_NOWAIT,
     IO_READ,
     IO_TRIM,
     IO_WRITE,
@@ -64,6 +76,8 @@ BLKGETSIZE64 = 0x80081272
 cdef enum:
     ZERO_PIECE_BYTES = 262144    # zeroes are written in pieces of this size where that is needed
     DEVICE_ALIGN_BYTES = 4096    # block devices zero whole blocks; no logical block is larger
+    NANOSECONDS_PER_S = 1000000000
+    NANOSECONDS_PER_MS = 1000000
 
 
 cdef extern from *:
@@ -76,6 +90,12 @@ cdef extern from *:
 
 cdef inline bint is_unsupported(int error) noexcept nogil:
     return error == EOPNOTSUPP or error == ENOSYS or error == ENOTTY
+
+
+cdef inline int64_t now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t> now.tv_sec * NANOSECONDS_PER_S + now.tv_nsec
 
 
 cdef class FileVolume(Volume):
@@ -116,6 +136,8 @@ cdef class FileVolume(Volume):
             self.size_bytes = measure_size(self.fd, self.path, self.is_device)
             self.can_punch = not read_only and can_punch_holes(self)
             self.can_zero_range = not read_only
+            self.is_in_memory = not self.is_device and lies_in_memory(self.fd)
+            self.refuses_nowait = self.is_in_memory
         except BaseException:
             self.close()
             raise
@@ -153,11 +175,15 @@ cdef class FileVolume(Volume):
         if atomic_load(&self.failed_state):
             return EIO
         if io.op == IO_READ:
+            if io.flags & IO_NOWAIT:
+                return self.read_cached(io)
             return self.read_all(io)
         if self.read_only:
             return 0 if io.op == IO_FLUSH else EPERM
+        if io.flags & IO_NOWAIT and self.may_wait(io):
+            return EAGAIN
         if io.op == IO_WRITE:
-            error = self.write_all(io.data, io.length, io.offset)
+            error = self.write_timed(io)
         elif io.op == IO_ZERO:
             error = self.zero_range(io.offset, io.length, io.flags & IO_NO_HOLE)
         elif io.op == IO_TRIM:
@@ -205,6 +231,46 @@ cdef class FileVolume(Volume):
             elif errno != EINTR:
                 return errno
         return 0
+
+    cdef bint may_wait(self, const Io *io) noexcept nogil:
+        if io.length > INLINE_BYTES_MAX:
+            return True
+        if self.is_in_memory:
+            return False
+        if io.op == IO_WRITE:
+            return io.flags & IO_FUA or now_ns() < atomic_load(&self.slow_until_ns)
+        return True
+
+    cdef int read_cached(self, Io *io) noexcept nogil:
+        cdef iovec piece
+        cdef ssize_t count
+        if io.length > INLINE_BYTES_MAX:
+            return EAGAIN
+        if self.refuses_nowait:
+            return self.read_all(io) if self.is_in_memory else EAGAIN
+        piece.iov_base = io.data
+        piece.iov_len = io.length
+        count = preadv2(self.fd, &piece, 1, io.offset, RWF_NOWAIT)
+        if count == <ssize_t> io.length:
+            return 0
+        if count < 0 and errno == EOPNOTSUPP:
+            self.refuses_nowait = True
+        # Some of it, none, or an error: whoever may wait reads it all and says which.
+        return EAGAIN
+
+    # A write into the page cache, whose time tells whether the next one may be made to wait.
+    cdef int write_timed(self, Io *io) noexcept nogil:
+        cdef int64_t begun_ns
+        cdef int64_t ended_ns
+        cdef int error
+        if self.is_in_memory or io.length > INLINE_BYTES_MAX:
+            return self.write_all(io.data, io.length, io.offset)
+        begun_ns = now_ns()
+        error = self.write_all(io.data, io.length, io.offset)
+        ended_ns = now_ns()
+        if ended_ns - begun_ns > SLOW_WRITE_NS:
+            atomic_store(&self.slow_until_ns, ended_ns + SLOW_MS * NANOSECONDS_PER_MS)
+        return error
 
     cdef int write_all(self, const void *data, uint64_t length, uint64_t offset) noexcept nogil:
         cdef uint64_t done = 0
@@ -333,6 +399,13 @@ cdef object measure_size(int fd, str path, bint is_device):
     if not stat.S_ISREG(status.st_mode):
         raise OSError(PY_EINVAL, "neither a file nor a block device", path)
     return status.st_size
+
+
+cdef object lies_in_memory(int fd):
+    cdef statfs_t found
+    if fstatfs(fd, &found) != 0:
+        return False
+    return found.f_type == TMPFS_MAGIC or found.f_type == RAMFS_MAGIC
 
 
 cdef object can_punch_holes(FileVolume volume):

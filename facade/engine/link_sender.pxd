@@ -63,6 +63,8 @@ cdef class LinkSender:
     # ended the link (with *seq = 0).
     cdef int try_reserve(self, uint32_t payload_bytes, uint8_t waiting, int parity, Io *io,
                          uint8_t **payload, uint64_t *seq) noexcept nogil
+    # Without lock: whether such a frame would be placed, or refused by a dead link, at once.
+    cdef bint has_room(self, uint64_t payload_bytes) noexcept nogil
     # Without lock: returns when there was room for such a frame, or the link is dead.
     cdef void wait_room(self, uint32_t payload_bytes) noexcept nogil
     cdef bint place_locked(self, uint64_t size, uint64_t *position) noexcept nogil

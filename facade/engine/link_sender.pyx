@@ -216,6 +216,14 @@ cdef class LinkSender:
         pthread_mutex_unlock(&self.lock)
         return result
 
+    cdef bint has_room(self, uint64_t payload_bytes) noexcept nogil:
+        cdef uint64_t position = 0
+        cdef bint has_it
+        pthread_mutex_lock(&self.lock)
+        has_it = self.dead or self.place_locked(HEADER_BYTES + payload_bytes, &position)
+        pthread_mutex_unlock(&self.lock)
+        return has_it
+
     cdef void wait_room(self, uint32_t payload_bytes) noexcept nogil:
         cdef uint64_t position = 0
         pthread_mutex_lock(&self.lock)

@@ -10,9 +10,12 @@ from facade.engine.syscalls cimport pthread_mutex_t
 
 cdef enum:
     STRIPES = 256
+    PEEK_BLOCKS_MAX = 64
 
 cdef class RangeLocks:
     cdef pthread_mutex_t stripes[STRIPES]
 
     cdef void lock(self, uint64_t first, uint64_t last) noexcept nogil
     cdef void unlock(self, uint64_t first, uint64_t last) noexcept nogil
+    # Whether lock() would not wait, just now. A range of over PEEK_BLOCKS_MAX counts as taken.
+    cdef bint are_free(self, uint64_t first, uint64_t last) noexcept nogil

@@ -6,6 +6,7 @@ from facade.engine.syscalls cimport (
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
+    pthread_mutex_trylock,
     pthread_mutex_unlock,
 )
 
@@ -50,3 +51,15 @@ cdef class RangeLocks:
                 pthread_mutex_unlock(&self.stripes[i])
             for i in range(low, STRIPES):
                 pthread_mutex_unlock(&self.stripes[i])
+
+    cdef bint are_free(self, uint64_t first, uint64_t last) noexcept nogil:
+        cdef uint64_t block
+        cdef pthread_mutex_t *stripe
+        if last - first >= PEEK_BLOCKS_MAX:
+            return False
+        for block in range(first, last + 1):
+            stripe = &self.stripes[block % STRIPES]
+            if pthread_mutex_trylock(stripe) != 0:
+                return False
+            pthread_mutex_unlock(stripe)
+        return True

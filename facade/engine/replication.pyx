@@ -30,6 +30,7 @@ from facade.engine.volume cimport (
     IO_FLUSH,
     IO_FUA,
     IO_NO_HOLE,
+    IO_NOWAIT,
     IO_READ,
     IO_WRITE,
     Io,
@@ -203,9 +204,35 @@ cdef class ReplicationLayer(Volume):
     cdef int submit(self, Io *io) noexcept nogil:
         if io.op == IO_READ:
             return self.lower.submit(io)
+        if io.flags & IO_NOWAIT and self.may_wait(io):
+            return EAGAIN
         if io.op == IO_FLUSH:
             return self.submit_flush(io)
         return self.submit_write(io)
+
+    # A write goes on at once when the volume below takes it, its bits are durable and the link has
+    # room. Another write may change that before this one is there: then it waits after all.
+    cdef bint may_wait(self, const Io *io) noexcept nogil:
+        cdef uint64_t first = io.offset >> self.changes.block_shift
+        cdef uint64_t last = (io.offset + io.length - 1) >> self.changes.block_shift
+        cdef bint is_free = True
+        if io.op == IO_READ:
+            return self.lower.may_wait(io)
+        if io.op == IO_FLUSH or io.flags & IO_FUA or self.lower.may_wait(io):
+            return True
+        if first >= self.changes.blocks:
+            return False
+        last = min(last, self.changes.blocks - 1)
+        pthread_mutex_lock(&self.changes.lock)
+        if self.target:
+            is_free = True
+        elif not self.changes.is_stable_locked(first, last):
+            is_free = False
+        elif self.sending:
+            is_free = (self.sender.has_room(io.length if io.op == IO_WRITE else 0)
+                       and self.locks.are_free(first, last))
+        pthread_mutex_unlock(&self.changes.lock)
+        return not is_free
 
     cdef int extent(self, uint64_t offset, uint64_t length, uint64_t *run_bytes,
                     bint *is_hole) noexcept nogil:

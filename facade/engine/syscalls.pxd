@@ -60,9 +60,12 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout_ms)
 
 cdef extern from "<sys/uio.h>" nogil:
+    enum:
+        RWF_NOWAIT
     struct iovec:
         void *iov_base
         size_t iov_len
+    ssize_t preadv2(int fd, const iovec *pieces, int count, off_t offset, int flags)
 
 cdef extern from "<time.h>" nogil:
     ctypedef int clockid_t
@@ -101,6 +104,16 @@ cdef extern from "<sys/socket.h>" nogil:
     int shutdown(int fd, int how)
     int setsockopt(int fd, int level, int option, const void *value, unsigned int length)
 
+cdef extern from "<sys/vfs.h>" nogil:
+    struct statfs_t "statfs":
+        long f_type
+    int fstatfs(int fd, statfs_t *found)
+
+cdef extern from "<linux/magic.h>" nogil:
+    enum:
+        TMPFS_MAGIC
+        RAMFS_MAGIC
+
 cdef extern from "<endian.h>" nogil:
     uint32_t htobe32(uint32_t value)
     uint64_t htobe64(uint64_t value)
@@ -120,6 +133,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
     int pthread_mutex_destroy(pthread_mutex_t *mutex)
     int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_trylock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
     int pthread_cond_init(pthread_cond_t *cond, const void *attributes)
     int pthread_cond_destroy(pthread_cond_t *cond)
@@ -178,6 +192,19 @@ cdef extern from *:
         if (t.tv_nsec >= 1000000000L) { t.tv_sec++; t.tv_nsec -= 1000000000L; }
         return pthread_cond_timedwait(c, m, &t);
     }
+    static inline int trellis_start_detached_thread(void *(*run)(void *), void *argument,
+                                                    size_t stack_bytes)
+    {
+        pthread_t thread;
+        pthread_attr_t a;
+        int error = pthread_attr_init(&a);
+        if (error) return error;
+        pthread_attr_setdetachstate(&a, PTHREAD_CREATE_DETACHED);
+        pthread_attr_setstacksize(&a, stack_bytes);
+        error = pthread_create(&thread, &a, run, argument);
+        pthread_attr_destroy(&a);
+        return error;
+    }
     static inline long trellis_now_ms(void)
     {
         struct timespec t;
@@ -197,5 +224,8 @@ cdef extern from *:
     # At most `ms` milliseconds; 0 or ETIMEDOUT.
     int cond_wait_ms "trellis_cond_wait_ms"(
         pthread_cond_t *c, pthread_mutex_t *m, long ms) noexcept nogil
+    # A thread that nobody joins, with a stack of `stack_bytes`. 0 or errno.
+    int start_detached_thread "trellis_start_detached_thread"(
+        void *(*run)(void *) noexcept nogil, void *argument, size_t stack_bytes) noexcept nogil
     long now_ms "trellis_now_ms"() noexcept nogil
     bint is_zero "trellis_is_zero"(const void *data, size_t size) noexcept nogil

@@ -6,6 +6,9 @@
 # request that its own `complete` may have freed. Until the end io and io.data stay valid and
 # unchanged. `complete` is never called for a request that submit() finished at once, must not
 # block, and must not submit to the same VolumeStack.
+# With IO_NOWAIT submit() may also return EAGAIN, having done nothing: the request would have had to
+# wait for a disk, a link or another request. It is then to be submitted again without the flag, on
+# a thread that may wait. The flag is a wish: a layer that cannot tell waits all the same.
 # Bounds (offset + length <= size_bytes) are checked once, at the border (NBD server, Python
 # methods); layers below trust them. A request of length 0 never gets this far.
 
@@ -21,6 +24,7 @@ cdef enum IoOp:
 cdef enum IoFlag:
     IO_FUA = 1       # durable before it is answered
     IO_NO_HOLE = 2   # IO_ZERO only: keep the space allocated
+    IO_NOWAIT = 4    # answer EAGAIN rather than wait
 
 cdef enum:
     IO_PENDING = -1
@@ -43,11 +47,15 @@ cdef class Volume:
     # 0 or errno when done, or IO_PENDING.
     cdef int submit(self, Io *io) noexcept nogil
 
+    # Whether submit(io) with IO_NOWAIT would answer EAGAIN, as far as can be told beforehand: for
+    # a layer that has to know before it does its own part of a write. True when in doubt.
+    cdef bint may_wait(self, const Io *io) noexcept nogil
+
     # What the data at `offset` is: sets run_bytes (> 0, at most `length`) and is_hole (reads as
     # zeroes). 0 or errno. A layer that cannot know says data. length > 0.
     cdef int extent(self, uint64_t offset, uint64_t length, uint64_t *run_bytes,
                     bint *is_hole) noexcept nogil
 
     # submit() and wait for the end: for copiers, tests and control code. 0 or errno. Replaces
-    # io.complete and io.owner while it runs.
+    # io.complete and io.owner while it runs, and takes IO_NOWAIT off.
     cdef int run(self, Io *io) noexcept nogil

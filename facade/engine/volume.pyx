@@ -46,6 +46,9 @@ cdef class Volume:
     cdef int submit(self, Io *io) noexcept nogil:
         return ENOSYS
 
+    cdef bint may_wait(self, const Io *io) noexcept nogil:
+        return True
+
     cdef int extent(self, uint64_t offset, uint64_t length, uint64_t *run_bytes,
                     bint *is_hole) noexcept nogil:
         run_bytes[0] = length
@@ -63,6 +66,7 @@ cdef class Volume:
         waiter.error = 0
         io.complete = wake_waiter
         io.owner = &waiter
+        io.flags &= ~IO_NOWAIT
         error = self.submit(io)
         if error == IO_PENDING:
             pthread_mutex_lock(&waiter.mutex)

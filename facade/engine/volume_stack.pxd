@@ -1,6 +1,9 @@
-# The top of one volume's stack and the gate that lets layers come and go under live I/O.
+# The top of one volume's stack: the gate that lets layers come and go under live I/O, and the pool
+# in which requests wait. submit() here does not wait for a disk or a link: what is not done at once
+# is pending.
 from libc.stdint cimport int64_t, uint64_t
 
+from facade.engine.io_pool cimport IoPool
 from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
 from facade.engine.volume cimport Io, Volume
 
@@ -14,6 +17,7 @@ cdef class VolumeStack(Volume):
     cdef Volume top_volume    # replaced only while the gate is shut and empty
     cdef Gate gate
     cdef bint gate_ready
+    cdef IoPool pool
     cdef bint is_closed       # changed only while the gate is shut and empty
     cdef bint refuses_writes  # likewise
 

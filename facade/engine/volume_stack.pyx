@@ -1,8 +1,9 @@
 """The top of a volume's stack, and the gate at which requests wait while layers change."""
 
-from libc.errno cimport ENOMEM, EPERM, ESHUTDOWN
+from libc.errno cimport EAGAIN, ENOMEM, EPERM, ESHUTDOWN
 from libc.stdlib cimport free, malloc
 
+from facade.engine.io_pool cimport IoPool, PoolItem
 from facade.engine.syscalls cimport (
     CLOCK_MONOTONIC,
     atomic_add,
@@ -21,7 +22,7 @@ from facade.engine.syscalls cimport (
     pthread_mutex_unlock,
     timespec,
 )
-from facade.engine.volume cimport IO_FLUSH, IO_PENDING, IO_READ
+from facade.engine.volume cimport IO_FLUSH, IO_NOWAIT, IO_PENDING, IO_READ
 
 # How long a change waits for the requests in flight before it gives up and changes nothing.
 SHUT_TIMEOUT_S = 30.0
@@ -38,6 +39,7 @@ cdef struct Passage:
     Io io
     Io *outer
     Gate *gate
+    PoolItem item            # its place in the pool's queue when it has to wait
 
 
 cdef void enter_gate(Gate *gate) noexcept nogil:
@@ -85,6 +87,7 @@ cdef class VolumeStack(Volume):
         self.name = name or top.name
         self.refuses_writes = read_only
         self.is_closed = False
+        self.pool = IoPool()
 
     def __dealloc__(self) -> None:
         if self.gate_ready:
@@ -100,6 +103,11 @@ cdef class VolumeStack(Volume):
     def read_only(self) -> bool:
         """Whether writes, zeroes and trims are answered with EPERM."""
         return self.refuses_writes
+
+    @property
+    def waiting_threads(self) -> int:
+        """How many threads wait for the disk in place of connections, or have just done so."""
+        return self.pool.threads
 
     def set_top(self, top: Volume, timeout_s: float = SHUT_TIMEOUT_S) -> None:
         """Make `top` the uppermost layer, between two requests.
@@ -136,6 +144,7 @@ cdef class VolumeStack(Volume):
         self.wait_for_quiet(timeout_s)
         self.is_closed = True
         self.open_gate()
+        self.pool.close()
 
     def wait_for_quiet(self, timeout_s: float) -> None:
         """Shut the gate; raise TimeoutError, with the gate open, if requests stay in flight."""
@@ -196,11 +205,22 @@ cdef class VolumeStack(Volume):
         passage.io.owner = passage
         passage.outer = io
         passage.gate = &self.gate
+        passage.io.flags |= IO_NOWAIT
         error = self.top_volume.submit(&passage.io)
+        if error == EAGAIN:
+            # Still inside the gate: the top stays what it is until the request has ended.
+            passage.io.flags &= ~IO_NOWAIT
+            passage.item.io = &passage.io
+            passage.item.volume = <void *> self.top_volume
+            self.pool.push(&passage.item)
+            return IO_PENDING
         if error != IO_PENDING:
             free(passage)
             leave_gate(&self.gate)
         return error
+
+    cdef bint may_wait(self, const Io *io) noexcept nogil:
+        return False
 
     cdef int extent(self, uint64_t offset, uint64_t length, uint64_t *run_bytes,
                     bint *is_hole) noexcept nogil:

@@ -1,0 +1,115 @@
+"""The threads on which a volume's requests wait."""
+
+from facade.engine.syscalls cimport (
+    cond_init,
+    cond_wait_ms,
+    pthread_cond_broadcast,
+    pthread_cond_destroy,
+    pthread_cond_signal,
+    pthread_cond_wait,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    start_detached_thread,
+)
+from facade.engine.volume cimport IO_PENDING, Io, Volume
+
+
+cdef void run_item(PoolItem *item) noexcept nogil:
+    cdef Io *io = item.io
+    cdef int error = (<Volume> item.volume).submit(io)
+    if error != IO_PENDING:
+        io.complete(io, error)
+
+
+# The pool lives until close() has seen its last thread go, so it is borrowed here.
+cdef void *pool_thread(void *pool) noexcept nogil:
+    (<IoPool> pool).serve()
+    return NULL
+
+
+cdef class IoPool:
+    """Runs requests that would make their submitter wait. See the header."""
+
+    def __cinit__(self) -> None:
+        pthread_mutex_init(&self.mutex, NULL)
+        cond_init(&self.work)
+        cond_init(&self.gone)
+        self.is_ready = True
+
+    def __dealloc__(self) -> None:
+        if self.is_ready:
+            with nogil:
+                end_threads(self)
+            pthread_cond_destroy(&self.gone)
+            pthread_cond_destroy(&self.work)
+            pthread_mutex_destroy(&self.mutex)
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are now."""
+        return self.thread_count
+
+    def close(self) -> None:
+        """Return when every request is done and every thread gone; later requests start anew."""
+        with nogil:
+            end_threads(self)
+
+    cdef void push(self, PoolItem *item) noexcept nogil:
+        cdef bint is_short
+        item.next = NULL
+        pthread_mutex_lock(&self.mutex)
+        if self.first == NULL:
+            self.first = item
+        else:
+            self.last.next = item
+        self.last = item
+        self.queued += 1
+        is_short = self.queued > self.idle_count and self.thread_count < POOL_THREADS_MAX
+        if is_short:
+            if start_detached_thread(pool_thread, <void *> self, POOL_STACK_BYTES) == 0:
+                self.thread_count += 1
+            elif self.thread_count == 0:
+                self.first = NULL
+                self.queued = 0
+                pthread_mutex_unlock(&self.mutex)
+                run_item(item)
+                return
+        if self.idle_count:
+            pthread_cond_signal(&self.work)
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef void serve(self) noexcept nogil:
+        cdef PoolItem *item
+        cdef int late = 0
+        pthread_mutex_lock(&self.mutex)
+        while True:
+            if self.first == NULL:
+                if late or self.is_ending:
+                    break
+                self.idle_count += 1
+                late = cond_wait_ms(&self.work, &self.mutex, IDLE_END_MS)
+                self.idle_count -= 1
+                continue
+            late = 0
+            item = self.first
+            self.first = item.next
+            self.queued -= 1
+            pthread_mutex_unlock(&self.mutex)
+            run_item(item)
+            pthread_mutex_lock(&self.mutex)
+        self.thread_count -= 1
+        if self.thread_count == 0:
+            pthread_cond_broadcast(&self.gone)
+        pthread_mutex_unlock(&self.mutex)
+
+
+cdef void end_threads(IoPool pool) noexcept nogil:
+    pthread_mutex_lock(&pool.mutex)
+    pool.is_ending = True
+    pthread_cond_broadcast(&pool.work)
+    while pool.thread_count:
+        pthread_cond_wait(&pool.gone, &pool.mutex)
+    pool.is_ending = False
+    pthread_mutex_unlock(&pool.mutex)

@@ -47,7 +47,8 @@ cdef class Connection:
     cdef Chunk *new_chunk(self, size_t size_bytes) noexcept nogil
     # Set io.data of a read; False: the connection cannot go on.
     cdef bint give_read_buffer(self, Request *request) noexcept nogil
-    cdef Step wait_for_room(self) noexcept nogil
+    # Wait for a request to be answered, or for memory of a size.
+    cdef Step wait_for_room(self, size_t wanted_bytes) noexcept nogil
     # Hand the batch to the outbox and take back what has been sent.
     cdef Step send_batch(self) noexcept nogil
     # The same, and send what others left in the outbox.

@@ -10,6 +10,7 @@ from facade.engine.nbd_buffers cimport (
     pool_drop,
     pool_release,
     pool_take,
+    pool_wait,
 )
 from facade.engine.nbd_outbox cimport (
     REQUESTS_MAX,
@@ -122,7 +123,7 @@ cdef class Connection:
                 return NULL
             self.requests_at = <Request *> memory
         while self.free_requests == NULL and self.begun_requests == REQUESTS_MAX:
-            if self.wait_for_room() != GO_ON:
+            if self.wait_for_room(0) != GO_ON:
                 return NULL
         if self.free_requests != NULL:
             request = self.free_requests
@@ -147,7 +148,7 @@ cdef class Connection:
     cdef Chunk *new_chunk(self, size_t size_bytes) noexcept nogil:
         cdef Chunk *chunk = pool_take(&self.pool, size_bytes)
         while chunk == NULL:
-            if self.wait_for_room() != GO_ON:
+            if self.wait_for_room(size_bytes) != GO_ON:
                 return NULL
             chunk = pool_take(&self.pool, size_bytes)
         return chunk
@@ -180,16 +181,18 @@ cdef class Connection:
         self.output_end += needed
         return True
 
-    # Back-pressure: nothing is read from the client until a request has been answered.
-    cdef Step wait_for_room(self) noexcept nogil:
+    # Back-pressure: nothing is read from the client until a request has been answered or, with none
+    # in flight, until other connections have given memory back.
+    cdef Step wait_for_room(self, size_t wanted_bytes) noexcept nogil:
         cdef int before = self.used_requests
         if self.send_batch() != GO_ON:
             return CONNECTION_LOST
         if self.used_requests == before:
             outbox_wait(&self.outbox, self.submitted, False)
             self.reclaim()
-        # With nothing in flight there is nothing to wait for: memory is short.
-        return CONNECTION_LOST if self.used_requests == before else GO_ON
+        if self.used_requests == before and not pool_wait(&self.pool, wanted_bytes):
+            return CONNECTION_LOST
+        return GO_ON
 
     cdef Step send_batch(self) noexcept nogil:
         return self.flush_outbox() if self.batch.first != NULL else GO_ON

@@ -10,6 +10,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
+from facade.engine.volume cimport Volume
 
 cdef enum:
     UNSTABLE_LIMIT = 256     # ranges set in memory and on their way to disk; more wait
@@ -27,7 +28,7 @@ cdef class Bitmap:
     cdef uint64_t words
     cdef uint64_t *bits                   # anonymous mapping, `words` long
     cdef uint64_t count                   # bits set; under lock
-    cdef int fd
+    cdef readonly Volume volume           # what holds it; its owner closes it
     cdef int failed                       # errno of the first failed write; under lock
     cdef bint memory_only                 # failure is on record elsewhere: marks need no disk
     cdef pthread_mutex_t lock
@@ -40,7 +41,6 @@ cdef class Bitmap:
     cdef UnstableRange unstable[UNSTABLE_LIMIT]
     cdef int unstable_count
     cdef readonly uint64_t commits        # durable commits so far
-    cdef readonly object path
     cdef public object header             # BitmapHeader last written or read, None before
 
     # Under lock. Sets the bits; 0 when all were stable already, else the ticket to wait for.

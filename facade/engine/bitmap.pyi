@@ -1,17 +1,16 @@
-from pathlib import Path
-
 from typing_extensions import Buffer
 
 from facade.engine.bitmap_header import BitmapHeader
+from facade.engine.volume import Volume
 
 class Bitmap:
     size_bytes: int
     block_bytes: int
     blocks: int
     commits: int
-    path: Path
+    volume: Volume
     header: BitmapHeader | None
-    def __init__(self, path: Path, size_bytes: int, block_bytes: int) -> None: ...
+    def __init__(self, volume: Volume, size_bytes: int, block_bytes: int) -> None: ...
     def format(self, header: BitmapHeader, dirty: bool) -> None: ...
     def load(self, set_id: bytes) -> str | None: ...
     def write_header(self, header: BitmapHeader) -> None: ...

@@ -4,9 +4,8 @@ Decision and cost: docs/decisions/bitmap-durability.md. Layout: docs/bitmap.md.
 """
 
 import os
-from pathlib import Path
 
-from libc.errno cimport EINTR, EIO, errno
+from libc.errno cimport ESHUTDOWN
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -19,7 +18,6 @@ from facade.engine.syscalls cimport (
     PROT_READ,
     PROT_WRITE,
     cond_init,
-    fdatasync,
     mmap,
     munmap,
     pthread_cond_broadcast,
@@ -29,8 +27,8 @@ from facade.engine.syscalls cimport (
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
-    pwrite,
 )
+from facade.engine.volume cimport IO_FLUSH, IO_WRITE, Io, Volume
 
 from facade.engine import bitmap_header as header_format
 from facade.engine.bitmap_header import BitmapHeader
@@ -42,36 +40,21 @@ cdef enum:
     BITS_OFFSET_BYTES = 8192
     READ_BYTES = 1 << 20
 
-cdef int write_all(int fd, const uint8_t *data, size_t size, long offset) noexcept nogil:
-    cdef ssize_t n
-    while size:
-        n = pwrite(fd, data, size, offset)
-        if n < 0:
-            if errno == EINTR:
-                continue
-            return errno
-        if n == 0:
-            return EIO
-        data += n
-        size -= n
-        offset += n
-    return 0
-
 
 cdef class Bitmap:
-    """The bitmap of a data volume of `size_bytes`, kept on the file or device at `path`.
+    """The bitmap of a data volume of `size_bytes`, kept on the bitmap volume `volume`.
 
-    Construct with create() or load(). Raises BitmapTooSmall, OSError.
+    All its I/O passes through `volume`, which stays its owner's to close, after close() here. Make
+    its content with format() or load() before it is used. Raises BitmapTooSmall.
     """
 
     def __cinit__(self):
-        self.fd = -1
         self.bits = NULL
         self.page_dirty = NULL
         pthread_mutex_init(&self.lock, NULL)
         cond_init(&self.changed)
 
-    def __init__(self, path: Path, uint64_t size_bytes, uint32_t block_bytes):
+    def __init__(self, Volume volume not None, uint64_t size_bytes, uint32_t block_bytes):
         if block_bytes < 4096 or block_bytes > 1 << 20 or block_bytes & (block_bytes - 1):
             raise ValueError(f"block_bytes is {block_bytes}: a power of 2 from 4096 to 1048576")
         if size_bytes == 0:
@@ -90,18 +73,14 @@ cdef class Bitmap:
         self.page_dirty = <uint8_t *> calloc(self.pages, 1)
         if self.page_dirty == NULL:
             raise MemoryError
-        self.path = Path(path)
+        self.volume = volume
         self.header = None
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        cdef uint64_t have_bytes = os.lseek(self.fd, 0, os.SEEK_END)
         cdef uint64_t need_bytes = BITS_OFFSET_BYTES + self.words * 8
-        if have_bytes < need_bytes:
-            raise BitmapTooSmall(volume=self.path.name, size_bytes=have_bytes,
+        if volume.size_bytes < need_bytes:
+            raise BitmapTooSmall(volume=volume.name, size_bytes=volume.size_bytes,
                                  data_bytes=size_bytes, needed_bytes=need_bytes)
 
     def __dealloc__(self):
-        if self.fd >= 0:
-            os.close(self.fd)
         if self.bits != NULL:
             munmap(self.bits, self.words * 8)
         free(self.page_dirty)
@@ -115,8 +94,7 @@ cdef class Bitmap:
 
         A crash on the way leaves no intact header of this set, which load() takes as all dirty.
         """
-        os.pwrite(self.fd, b"\0" * BITS_OFFSET_BYTES, 0)
-        os.fdatasync(self.fd)
+        self.volume.pwrite(0, b"\0" * BITS_OFFSET_BYTES, fua=True)
         with nogil:
             pthread_mutex_lock(&self.lock)
             memset(self.bits, 0, self.words * 8)
@@ -136,7 +114,7 @@ cdef class Bitmap:
 
         Not trusted: everything counts as dirty, in memory and (with the next header) on disk.
         """
-        slots = [os.pread(self.fd, 4096, i * 4096) for i in range(2)]
+        slots = [self.volume.pread(i * 4096, 4096) for i in range(2)]
         header = header_format.newest(slots)
         why = None
         if header is None:
@@ -155,20 +133,17 @@ cdef class Bitmap:
 
     def _read_bits(self) -> str | None:
         data = b""
-        cdef uint64_t at = 0, size, piece
+        cdef uint64_t at = 0, piece
         while at < self.words * 8:
             piece = self.words * 8 - at
             if piece > READ_BYTES:
                 piece = READ_BYTES
             try:
-                data = os.pread(self.fd, piece, BITS_OFFSET_BYTES + at)
+                data = self.volume.pread(BITS_OFFSET_BYTES + at, piece)
             except OSError as error:
                 return f"it cannot be read ({error.strerror})"
-            if not data:
-                return "it is shorter than its volume needs"
-            size = len(data)
-            memcpy(<uint8_t *> self.bits + at, <const uint8_t *> data, size)
-            at += size
+            memcpy(<uint8_t *> self.bits + at, <const uint8_t *> data, piece)
+            at += piece
         with nogil:
             pthread_mutex_lock(&self.lock)
             if self.blocks < self.words * 64:
@@ -179,8 +154,8 @@ cdef class Bitmap:
 
     def write_header(self, header: BitmapHeader) -> None:
         """Durably write `header` into the older slot. Raises OSError."""
-        os.pwrite(self.fd, header_format.pack(header), header_format.slot_offset_bytes(header))
-        os.fdatasync(self.fd)
+        self.volume.pwrite(header_format.slot_offset_bytes(header), header_format.pack(header),
+                           fua=True)
         self.header = header
 
     def sync(self) -> None:
@@ -189,13 +164,21 @@ cdef class Bitmap:
         with nogil:
             error = self.commit()
         if error:
-            raise OSError(error, os.strerror(error), str(self.path))
+            raise OSError(error, os.strerror(error), self.volume.name)
 
     def close(self) -> None:
-        """Close the file; the object can only be dropped afterwards."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Let go of the volume, which is not written any more when this returns.
+
+        Commits afterwards fail with ESHUTDOWN; bits in memory can still be read.
+        """
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            while self.committing:
+                pthread_cond_wait(&self.changed, &self.lock)
+            if not self.failed:
+                self.failed = ESHUTDOWN
+            pthread_cond_broadcast(&self.changed)
+            pthread_mutex_unlock(&self.lock)
 
     # ---- what tests, control code and other sides' maps need ------------------------------
 
@@ -233,7 +216,7 @@ cdef class Bitmap:
             pthread_mutex_unlock(&self.lock)
             error = self.wait_stable(ticket) if ticket else 0
         if error:
-            raise OSError(error, os.strerror(error), str(self.path))
+            raise OSError(error, os.strerror(error), self.volume.name)
 
     def clear(self, uint64_t first, uint64_t last) -> None:
         """Clear bits first..last; durable with the next sync(). Raises IndexError."""
@@ -396,6 +379,10 @@ cdef class Bitmap:
         cdef uint64_t page, target = self.want
         cdef int error = self.failed, i, kept
         cdef uint8_t scratch[PAGE_BYTES]
+        cdef Io io
+        io.flags = 0
+        io.complete = NULL
+        io.owner = NULL
         if error:
             return error
         self.committing = True
@@ -405,16 +392,22 @@ cdef class Bitmap:
             self.page_dirty[page] = 0
             memcpy(scratch, <uint8_t *> self.bits + page * PAGE_BYTES, PAGE_BYTES)
             pthread_mutex_unlock(&self.lock)
-            error = write_all(self.fd, scratch, PAGE_BYTES,
-                              BITS_OFFSET_BYTES + page * PAGE_BYTES)
+            io.op = IO_WRITE
+            io.offset = BITS_OFFSET_BYTES + page * PAGE_BYTES
+            io.length = PAGE_BYTES
+            io.data = scratch
+            error = self.volume.run(&io)
             pthread_mutex_lock(&self.lock)
             if error:
                 self.page_dirty[page] = 1
                 break
         if not error:
             pthread_mutex_unlock(&self.lock)
-            if fdatasync(self.fd) != 0:
-                error = errno
+            io.op = IO_FLUSH
+            io.offset = 0
+            io.length = 0
+            io.data = NULL
+            error = self.volume.run(&io)
             pthread_mutex_lock(&self.lock)
         if error:
             self.failed = error

@@ -22,6 +22,7 @@ from facade.engine.syscalls cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
+from facade.engine.volume cimport Volume
 
 
 cdef class ChangeMap(Bitmap):
@@ -30,8 +31,8 @@ cdef class ChangeMap(Bitmap):
     def __cinit__(self):
         cond_init(&self.quiet)
 
-    def __init__(self, path, size_bytes, block_bytes):
-        super().__init__(path, size_bytes, block_bytes)
+    def __init__(self, Volume volume not None, size_bytes, block_bytes):
+        super().__init__(volume, size_bytes, block_bytes)
         # Untouched pages of an anonymous mapping cost no memory, so both maps may be whole.
         cdef void *p = mmap(NULL, self.words * 16, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)

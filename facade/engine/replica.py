@@ -18,12 +18,14 @@ from facade.contract.events import Event
 from facade.engine import states
 from facade.engine.bitmap_header import BitmapHeader
 from facade.engine.change_map import ChangeMap
+from facade.engine.file_volume import FileVolume
 from facade.engine.job import Job
 from facade.engine.journal import Journal
 from facade.engine.link_errors import SizeDiffers
 from facade.engine.open_volumes import OpenVolume
 from facade.engine.replica_spec import ReplicaSpec
 from facade.engine.replication import ReplicationLayer
+from facade.engine.volume import Volume
 
 log = logging.getLogger("trellis.replica")
 
@@ -33,8 +35,15 @@ OPERATION_WAIT_S: Final = 10.0  # how long a command waits for another one on th
 class Replica:
     """One side of a set. `enable` engages the layer, `disable` takes it off."""
 
-    def __init__(self, spec: ReplicaSpec, volume: OpenVolume, journal: Journal) -> None:
-        """Take an open volume; nothing happens to it yet."""
+    def __init__(
+        self, spec: ReplicaSpec, volume: OpenVolume, journal: Journal, bitmap: Volume | None = None
+    ) -> None:
+        """Take an open volume; nothing happens to it yet.
+
+        `bitmap` is the volume that holds the bitmap when it is open here already; without it the
+        file at `spec.bitmap_path` is opened, and is the side's own. Raises SizeDiffers,
+        BitmapTooSmall, OSError.
+        """
         self.spec = spec
         self.volume = volume
         self.journal = journal
@@ -46,7 +55,14 @@ class Replica:
         self._state = states.DISABLED
         self._flags: frozenset[str] = frozenset()
         _check_size(spec, volume)
-        self.changes = ChangeMap(spec.bitmap_path, spec.size_bytes, spec.block_bytes)
+        self._own_bitmap: FileVolume | None = None
+        if bitmap is None:
+            bitmap = self._own_bitmap = FileVolume(spec.bitmap_path)
+        try:
+            self.changes = ChangeMap(bitmap, spec.size_bytes, spec.block_bytes)
+        except BaseException:
+            self._close_own_bitmap()
+            raise
         self.layer = ReplicationLayer(volume.file, self.changes, self._bitmap_failed)
 
     # ---- what is ----------------------------------------------------------------------------
@@ -156,7 +172,7 @@ class Replica:
         with self.lock:
             self._state = states.DISABLED
         self.journal.forget(self.spec.set_id, self._event("set_disabled"))
-        self.changes.close()
+        self.let_go()
 
     def close(self) -> None:
         """Put bits on disk and let go: the engine stops."""
@@ -165,7 +181,16 @@ class Replica:
             self.changes.sync()
         except OSError as error:
             log.warning("%s: bitmap not written at the stop: %s", self.spec.name, error)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Give up the bitmap volume; the layer is off. Doing it again does nothing."""
         self.changes.close()
+        self._close_own_bitmap()
+
+    def _close_own_bitmap(self) -> None:
+        if self._own_bitmap is not None:
+            self._own_bitmap.close()
 
     # ---- changes of state -------------------------------------------------------------------
 

@@ -92,13 +92,18 @@ class Replicas:
             holder = None if bitmap is None else self.volumes.get(bitmap)
             if volume.sets:
                 raise VolumeBusy(volume=spec.volume, role="data volume", used_by="another set")
+            replica = None
             try:
                 if holder is not None:
                     holder.stack.set_read_only(True)
-                replica = Replica(spec, volume, self.journal)
+                replica = Replica(
+                    spec, volume, self.journal, None if holder is None else holder.file
+                )
                 replica.enable(init)
             except BaseException as error:
                 volume.stack.set_top(volume.file)
+                if replica is not None:
+                    replica.let_go()
                 if holder is not None and not holder.sets:
                     holder.stack.set_read_only(False)
                 if isinstance(error, OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from facade.bitmap_size import bitmap_bytes
 from facade.engine.bitmap import Bitmap
 from facade.engine.bitmap_header import BitmapHeader
+from facade.engine.fault_volume import FaultVolume
+from facade.engine.file_volume import FileVolume
 from facade.errors import BitmapTooSmall
 
 SET_ID = bytes(range(16))
@@ -39,16 +42,23 @@ def header(**changes: object) -> BitmapHeader:
 
 def new(path: Path, dirty: bool = False) -> Bitmap:
     path.write_bytes(bytes(bitmap_bytes(SIZE_BYTES, BLOCK_BYTES)))
-    bitmap = Bitmap(path, SIZE_BYTES, BLOCK_BYTES)
+    bitmap = Bitmap(FileVolume(path), SIZE_BYTES, BLOCK_BYTES)
     bitmap.format(header(), dirty)
     return bitmap
 
 
 def reload(path: Path) -> Bitmap:
-    """Read it as an engine after a crash would: nothing was closed."""
-    bitmap = Bitmap(path, SIZE_BYTES, BLOCK_BYTES)
+    """Read what an engine after a crash would find: nothing was closed."""
+    bitmap = after_crash(path)
     assert bitmap.load(SET_ID) is None
     return bitmap
+
+
+def after_crash(path: Path) -> Bitmap:
+    """The bitmap on a copy of its volume, as the volume is now."""
+    copy = path.with_name(f"{path.name}.after")
+    shutil.copyfile(path, copy)
+    return Bitmap(FileVolume(copy), SIZE_BYTES, BLOCK_BYTES)
 
 
 def marked(bitmap: Bitmap) -> set[int]:
@@ -125,7 +135,7 @@ def test_many_writers_share_commits(path: Path) -> None:
 def test_short_bitmap_volume_is_refused_with_the_size_it_needs(path: Path) -> None:
     path.write_bytes(bytes(8192 + 4096))
     with pytest.raises(BitmapTooSmall) as caught:
-        Bitmap(path, SIZE_BYTES, BLOCK_BYTES)
+        Bitmap(FileVolume(path), SIZE_BYTES, BLOCK_BYTES)
     assert caught.value.data["needed_bytes"] == bitmap_bytes(SIZE_BYTES, BLOCK_BYTES)
 
 
@@ -143,7 +153,7 @@ def test_what_is_not_ours_or_damaged_counts_as_all_dirty(path: Path, damage: str
             for slot in (0, 4096):
                 file.seek(slot)
                 file.write(os.urandom(min(size, 4096)))
-    fresh = Bitmap(path, SIZE_BYTES, BLOCK_BYTES)
+    fresh = after_crash(path)
     why = fresh.load(set_id)
     assert why
     assert fresh.dirty_blocks == BLOCKS
@@ -206,7 +216,8 @@ def test_a_full_bitmap_device_fails_the_mark_and_every_later_one(tmp_path: Path)
         path = small / "bitmap"
         with path.open("wb") as file:
             file.truncate(size)
-        bitmap = Bitmap(path, SIZE_BYTES, BLOCK_BYTES)
+        volume = FileVolume(path)
+        bitmap = Bitmap(volume, SIZE_BYTES, BLOCK_BYTES)
         (small / "filler").write_bytes(bytes(shutil.disk_usage(small).free))
         with pytest.raises(OSError, match="No space"):
             bitmap.mark(5, 5)
@@ -218,5 +229,35 @@ def test_a_full_bitmap_device_fails_the_mark_and_every_later_one(tmp_path: Path)
         bitmap.mark(7, 7)
         assert {5, 7} <= marked(bitmap)
         bitmap.close()
+        volume.close()
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def test_a_failed_flush_of_the_bitmap_volume_is_never_retried_into_success(path: Path) -> None:
+    path.write_bytes(bytes(bitmap_bytes(SIZE_BYTES, BLOCK_BYTES)))
+    volume = FaultVolume(FileVolume(path))
+    bitmap = Bitmap(volume, SIZE_BYTES, BLOCK_BYTES)
+    bitmap.format(header(), False)
+    bitmap.mark(1, 1)
+    volume.fail("flush", errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        bitmap.mark(99_000, 99_000)
+    with pytest.raises(OSError, match="Input/output"):
+        bitmap.mark(50_000, 50_000)
+    with pytest.raises(OSError, match="Input/output"):
+        bitmap.sync()
+    assert bitmap.failed_errno == errno.EIO
+
+
+def test_a_closed_bitmap_leaves_its_volume_alone(path: Path) -> None:
+    bitmap = new(path)
+    bitmap.clear(1, 1)
+    bitmap.close()
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="shutdown"):
+        bitmap.mark(8, 8)
+    with pytest.raises(OSError, match="shutdown"):
+        bitmap.sync()
+    assert path.read_bytes() == before
+    assert 8 in marked(bitmap)

@@ -282,7 +282,7 @@ def test_listener_that_trickles_is_given_up(primary: Host, monkeypatch: pytest.M
 def new_map(folder: Path, size_bytes: int, block_bytes: int) -> ChangeMap:
     path = folder / "bitmap"
     path.write_bytes(bytes(bitmap_bytes(size_bytes, block_bytes)))
-    return ChangeMap(path, size_bytes, block_bytes)
+    return ChangeMap(FileVolume(path), size_bytes, block_bytes)
 
 
 def header_of(changes: ChangeMap, block_bytes: int) -> BitmapHeader:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from facade.engine.bitmap import Bitmap
+from facade.engine.file_volume import FileVolume
 from facade.engine.nbd_context import BitmapContext
 from facade.engine.nbd_server import NbdServer
 from tests.engine.test_nbd_interop import SIZE_BYTES, image_of, run, server, source
@@ -38,7 +39,7 @@ def dirty(sparse: NbdServer, tmp_path: Path) -> Iterator[NbdServer]:
     """The same with a set's bitmap: blocks 2, 3 and 100 are marked."""
     path = tmp_path / "bitmap"
     path.write_bytes(bytes(64 << 10))
-    bitmap = Bitmap(path, SIZE_BYTES, BLOCK_BYTES)
+    bitmap = Bitmap(FileVolume(path), SIZE_BYTES, BLOCK_BYTES)
     bitmap.mark(2, 3)
     bitmap.mark(100, 100)
     sparse.add_context(BitmapContext("set_a", bitmap))

@@ -92,7 +92,7 @@ def test_status_has_a_limit_and_goes_on_where_it_ended(bottom: FileVolume) -> No
 def bitmap(tmp_path: Path) -> Iterator[Bitmap]:
     path = tmp_path / "bitmap"
     path.write_bytes(bytes(64 << 10))
-    made = Bitmap(path, SIZE_BYTES, BLOCK_BYTES)
+    made = Bitmap(FileVolume(path), SIZE_BYTES, BLOCK_BYTES)
     yield made
     made.close()
 
@@ -122,7 +122,8 @@ def test_bitmap_of_an_odd_size(bottom: FileVolume, tmp_path: Path) -> None:
     path = tmp_path / "odd.img"
     path.write_bytes(bytes(100_001))
     (tmp_path / "odd.map").write_bytes(bytes(64 << 10))
-    volume, bitmap = FileVolume(path), Bitmap(tmp_path / "odd.map", 100_001, BLOCK_BYTES)
+    volume = FileVolume(path)
+    bitmap = Bitmap(FileVolume(tmp_path / "odd.map"), 100_001, BLOCK_BYTES)
     bitmap.mark(3, 3)
     with serve(volume) as server:
         server.add_context(BitmapContext("odd", bitmap))

@@ -80,7 +80,8 @@ BLOCK_BYTES = 32 << 10
 def change_map(folder: Path, size_bytes: int) -> Iterator[ChangeMap]:
     path = folder / "bitmap"
     path.write_bytes(bytes(64 << 10))
-    changes = ChangeMap(path, size_bytes, BLOCK_BYTES)
+    volume = FileVolume(path)
+    changes = ChangeMap(volume, size_bytes, BLOCK_BYTES)
     header = BitmapHeader(
         bytes(16), "primary", "logging", frozenset(), BLOCK_BYTES, changes.size_bytes
     )
@@ -89,6 +90,7 @@ def change_map(folder: Path, size_bytes: int) -> Iterator[ChangeMap]:
         yield changes
     finally:
         changes.close()
+        volume.close()
 
 
 @contextmanager

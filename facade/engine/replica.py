@@ -22,6 +22,7 @@ from facade.engine.file_volume import FileVolume
 from facade.engine.job import Job
 from facade.engine.journal import Journal
 from facade.engine.link_errors import SizeDiffers
+from facade.engine.nbd_context import BitmapContext
 from facade.engine.open_volumes import OpenVolume
 from facade.engine.replica_spec import ReplicaSpec
 from facade.engine.replication import ReplicationLayer
@@ -64,6 +65,7 @@ class Replica:
             self._close_own_bitmap()
             raise
         self.layer = ReplicationLayer(volume.file, self.changes, self._bitmap_failed)
+        self.context = BitmapContext(spec.name, self.changes)
 
     # ---- what is ----------------------------------------------------------------------------
 
@@ -129,6 +131,18 @@ class Replica:
             self.journal.record(event)
         enabled = None if init == "resume" else self._event("set_enabled")
         self.journal.change(self.spec.set_id, self.spec.name, self._state, flags, enabled)
+        # Last: from here on the bitmap is true, and whoever undoes this has it off again.
+        self.volume.server.add_context(self.context)
+
+    def _take_layer_off(self) -> None:
+        """Raises TimeoutError when requests in flight do not end; then nothing has changed."""
+        # First: a bitmap that misses a write is not to be read.
+        self.volume.server.remove_context(self.context.name)
+        try:
+            self.volume.stack.set_top(self.volume.file)
+        except TimeoutError:
+            self.volume.server.add_context(self.context)
+            raise
 
     def _first_header(self, set_id: bytes) -> BitmapHeader:
         return BitmapHeader(
@@ -168,7 +182,7 @@ class Replica:
 
         Raises TimeoutError when requests in flight do not end; then nothing has changed.
         """
-        self.volume.stack.set_top(self.volume.file)
+        self._take_layer_off()
         with self.lock:
             self._state = states.DISABLED
         self.journal.forget(self.spec.set_id, self._event("set_disabled"))
@@ -176,7 +190,7 @@ class Replica:
 
     def close(self) -> None:
         """Put bits on disk and let go: the engine stops."""
-        self.volume.stack.set_top(self.volume.file)
+        self._take_layer_off()
         try:
             self.changes.sync()
         except OSError as error:

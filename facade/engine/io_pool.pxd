@@ -4,17 +4,17 @@
 # the work, end after IDLE_END_MS without any, and are all gone when close() returns.
 
 from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
-from facade.engine.volume cimport Io, Volume
 
 cdef enum:
     POOL_THREADS_MAX = 32          # requests of one volume that wait at a time; more queue
     POOL_STACK_BYTES = 262144      # a layer may call Python when its bitmap fails
     IDLE_END_MS = 5000
 
-# A request on its way to a thread. The queue is bounded by what the submitters may have in flight.
+# A piece of work on its way to a thread, part of what it works on. The queue is bounded by what
+# those who push may have in flight.
 cdef struct PoolItem:
-    Io *io
-    void *volume                   # Volume, borrowed: it outlives its requests
+    void (*run)(void *owner) noexcept nogil
+    void *owner
     PoolItem *next
 
 
@@ -30,7 +30,7 @@ cdef class IoPool:
     cdef bint is_ending            # idle threads go at once
     cdef bint is_ready             # mutex and conditions exist
 
-    # Have `item.volume` run `item.io` on a thread of the pool; io.complete tells the end, and only
-    # before that call is `item` the pool's. Where no thread can be had it runs on the caller's.
+    # Have item.run(item.owner) called on a thread of the pool, which may end the item's memory.
+    # Where no thread can be had it is called on the caller's.
     cdef void push(self, PoolItem *item) noexcept nogil
     cdef void serve(self) noexcept nogil

@@ -13,14 +13,6 @@ from facade.engine.syscalls cimport (
     pthread_mutex_unlock,
     start_detached_thread,
 )
-from facade.engine.volume cimport IO_PENDING, Io, Volume
-
-
-cdef void run_item(PoolItem *item) noexcept nogil:
-    cdef Io *io = item.io
-    cdef int error = (<Volume> item.volume).submit(io)
-    if error != IO_PENDING:
-        io.complete(io, error)
 
 
 # The pool lives until close() has seen its last thread go, so it is borrowed here.
@@ -74,7 +66,7 @@ cdef class IoPool:
                 self.first = NULL
                 self.queued = 0
                 pthread_mutex_unlock(&self.mutex)
-                run_item(item)
+                item.run(item.owner)
                 return
         if self.idle_count:
             pthread_cond_signal(&self.work)
@@ -97,7 +89,7 @@ cdef class IoPool:
             self.first = item.next
             self.queued -= 1
             pthread_mutex_unlock(&self.mutex)
-            run_item(item)
+            item.run(item.owner)
             pthread_mutex_lock(&self.mutex)
         self.thread_count -= 1
         if self.thread_count == 0:

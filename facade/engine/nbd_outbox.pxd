@@ -4,8 +4,9 @@
 # what is queued. The connection's own thread may wait for the client while it sends. A thread that
 # completes a pending request must not (it serves other volumes too): what the socket does not take
 # at once stays queued, and the connection's thread is woken to send it.
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from facade.engine.io_pool cimport PoolItem
 from facade.engine.nbd_buffers cimport Chunk
 from facade.engine.nbd_wire cimport NBD_HEAD_BYTES_MAX, NBD_HOLE_CHUNK_BYTES
 from facade.engine.syscalls cimport iovec, pthread_cond_t, pthread_mutex_t
@@ -45,6 +46,9 @@ cdef struct Request:
     Chunk *payload                # holds the data of a write, or NULL
     Chunk *reply                  # holds the data of a read, or NULL
     Layout *layout                # of a read that met holes, or NULL
+    uint16_t flags                # of a block status, as the client sent them
+    void *transmission            # of a block status: who tells it
+    PoolItem item                 # of a block status: its place in the pool's queue
     Request *next
 
 cdef struct Queue:
@@ -68,6 +72,9 @@ cdef void outbox_destroy(Outbox *outbox) noexcept nogil
 
 # Io.complete of every request: answer it and send what can be sent without waiting.
 cdef void request_completed(Io *io, int error) noexcept nogil
+
+# The same for a request that is answered already.
+cdef void request_answered(Request *request) noexcept nogil
 
 # For the connection's thread: queue `batch` (which becomes empty) and send, waiting for the client.
 # The errno that ended the sending side, or 0.

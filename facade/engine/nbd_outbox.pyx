@@ -61,10 +61,13 @@ cdef void outbox_destroy(Outbox *outbox) noexcept nogil:
 
 
 cdef void request_completed(Io *io, int error) noexcept nogil:
-    cdef Request *request = <Request *> io.owner
+    answer(<Request *> io.owner, error)
+    request_answered(<Request *> io.owner)
+
+
+cdef void request_answered(Request *request) noexcept nogil:
     cdef Outbox *outbox = request.outbox
     cdef uint64_t one = 1
-    answer(request, error)
     pthread_mutex_lock(&outbox.mutex)
     queue_push(&outbox.queue, request)
     if not outbox.sending:

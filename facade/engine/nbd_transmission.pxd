@@ -1,6 +1,7 @@
 # The transmission phase of one NBD connection: requests in, replies out, without the GIL.
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from facade.engine.io_pool cimport IoPool
 from facade.engine.nbd_buffers cimport Chunk
 from facade.engine.nbd_connection cimport Connection, Step
 from facade.engine.nbd_outbox cimport Request
@@ -21,6 +22,8 @@ cdef enum:
 
 cdef class Transmission(Connection):
     cdef Volume volume
+    cdef IoPool io_pool                  # of the volume, or None
+    cdef bint has_pool                   # io_pool is not None
     cdef Rules rules
     cdef tuple contexts                  # keeps alive what the next line points to
     cdef void *contexts_at[CONTEXTS_MAX]   # MetaContext, borrowed: the nogil loop counts no owners
@@ -44,7 +47,10 @@ cdef class Transmission(Connection):
     cdef void note_data(self, uint64_t start, uint64_t end) noexcept nogil
     # Queue what is answered; send when there is much of it.
     cdef Step finish(self, Request *request) noexcept nogil
+    # Block status: looking may take long and meet the disk, so where the volume has a pool it is
+    # done there.
     cdef Step take_status(self, const Header *header, Request *request) noexcept nogil
+    cdef void tell_status(self, Request *request) noexcept nogil
     # Write one context's chunk to `at`. 0 or errno; `used` is the chunk's length.
-    cdef int tell_context(self, const Header *header, int number, uint8_t *at,
+    cdef int tell_context(self, Request *request, int number, uint8_t *at,
                           size_t *used) noexcept nogil

@@ -15,7 +15,7 @@ from facade.engine.nbd_connection cimport (
     now_ns,
 )
 from facade.engine.nbd_context cimport STATUS_EXTENTS_MAX, ExtentList, MetaContext
-from facade.engine.nbd_outbox cimport READ_RUNS_MAX, Layout, queue_push
+from facade.engine.nbd_outbox cimport READ_RUNS_MAX, Layout, Request, queue_push, request_answered
 from facade.engine.nbd_reply cimport answer, answer_chunks, layout_add, write_chunk_head
 from facade.engine.nbd_rules cimport check, has_magic, parse_header, translate
 from facade.engine.nbd_wire cimport (
@@ -36,6 +36,7 @@ from facade.engine.nbd_wire cimport (
 )
 from facade.engine.syscalls cimport atomic_load, htobe32
 from facade.engine.volume cimport IO_PENDING, IO_READ, IO_WRITE, Io
+from facade.engine.volume_stack cimport VolumeStack
 
 cdef enum:
     # Received at first when another large write is likely: what lands in the input is copied.
@@ -73,6 +74,8 @@ cdef class Transmission:
         if len(contexts) > CONTEXTS_MAX:
             raise ValueError(f"{len(contexts)} metadata contexts; at most {CONTEXTS_MAX}")
         self.volume = volume
+        self.io_pool = (<VolumeStack> volume).pool if isinstance(volume, VolumeStack) else None
+        self.has_pool = self.io_pool is not None
         self.rules.read_only = read_only
         self.rules.is_structured = structured
         self.rules.can_zero_fast = can_zero_fast
@@ -282,29 +285,42 @@ cdef class Transmission:
         self.known_data_start = start
         self.known_data_end = end
 
-    # One chunk for each selected context, all in one piece of memory.
     cdef Step take_status(self, const Header *header, Request *request) noexcept nogil:
+        request.reply = self.new_chunk(self.rules.context_count * STATUS_BYTES_MAX)
+        if request.reply == NULL:
+            return CONNECTION_LOST
+        request.io.offset = header.offset
+        request.io.length = header.length
+        request.flags = header.flags
+        if self.has_pool:
+            self.submitted += 1
+            request.transmission = <void *> self
+            request.item.run = run_status
+            request.item.owner = request
+            self.io_pool.push(&request.item)
+            return GO_ON
+        self.tell_status(request)
+        return self.finish(request)
+
+    # One chunk for each selected context, all in one piece of memory.
+    cdef void tell_status(self, Request *request) noexcept nogil:
         cdef int number
         cdef int error
         cdef size_t used = 0
         cdef size_t total = 0
-        request.reply = self.new_chunk(self.rules.context_count * STATUS_BYTES_MAX)
-        if request.reply == NULL:
-            return CONNECTION_LOST
         for number in range(self.rules.context_count):
             if is_withdrawn(self.contexts_at[number]):
                 request.why = b"a selected metadata context is gone; connect again without it"
                 error = ESHUTDOWN
             else:
-                error = self.tell_context(header, number, request.reply.data + total, &used)
+                error = self.tell_context(request, number, request.reply.data + total, &used)
             if error:
                 answer(request, error)
-                return self.finish(request)
+                return
             total += used
         answer_chunks(request, request.reply.data, total)
-        return self.finish(request)
 
-    cdef int tell_context(self, const Header *header, int number, uint8_t *at,
+    cdef int tell_context(self, Request *request, int number, uint8_t *at,
                           size_t *used) noexcept nogil:
         cdef ExtentList found
         cdef uint32_t word = htobe32(number + 1)
@@ -312,13 +328,20 @@ cdef class Transmission:
         cdef int error
         found.at = at + NBD_STATUS_CHUNK_BYTES
         found.count = 0
-        found.most = 1 if header.flags & NBD_CMD_FLAG_REQ_ONE else STATUS_EXTENTS_MAX
+        found.most = 1 if request.flags & NBD_CMD_FLAG_REQ_ONE else STATUS_EXTENTS_MAX
         error = (<MetaContext> self.contexts_at[number]).extents(
-            header.offset, header.length, &found)
+            request.io.offset, request.io.length, &found)
         if error:
             return error
         used[0] = NBD_STATUS_CHUNK_BYTES + found.count * NBD_EXTENT_BYTES
         write_chunk_head(at, NBD_REPLY_FLAG_DONE if is_last else 0, NBD_REPLY_TYPE_BLOCK_STATUS,
-                         header.cookie, used[0] - NBD_CHUNK_BYTES)
+                         request.cookie, used[0] - NBD_CHUNK_BYTES)
         memcpy(at + NBD_CHUNK_BYTES, &word, 4)
         return 0
+
+
+# On a thread of the pool; the connection waits for it before it ends.
+cdef void run_status(void *owner) noexcept nogil:
+    cdef Request *request = <Request *> owner
+    (<Transmission> request.transmission).tell_status(request)
+    request_answered(request)

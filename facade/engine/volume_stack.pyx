@@ -39,7 +39,8 @@ cdef struct Passage:
     Io io
     Io *outer
     Gate *gate
-    PoolItem item            # its place in the pool's queue when it has to wait
+    void *top_volume         # Volume, borrowed, for a request that has to wait
+    PoolItem item            # its place in the pool's queue
 
 
 cdef void enter_gate(Gate *gate) noexcept nogil:
@@ -65,6 +66,14 @@ cdef void passage_ended(Io *io, int error) noexcept nogil:
     leave_gate(passage.gate)
     free(passage)
     outer.complete(outer, error)
+
+
+# On a thread of the pool. The gate keeps the top where it is until the request has ended.
+cdef void run_passage(void *owner) noexcept nogil:
+    cdef Passage *passage = <Passage *> owner
+    cdef int error = (<Volume> passage.top_volume).submit(&passage.io)
+    if error != IO_PENDING:
+        passage_ended(&passage.io, error)
 
 
 cdef class VolumeStack(Volume):
@@ -208,10 +217,10 @@ cdef class VolumeStack(Volume):
         passage.io.flags |= IO_NOWAIT
         error = self.top_volume.submit(&passage.io)
         if error == EAGAIN:
-            # Still inside the gate: the top stays what it is until the request has ended.
             passage.io.flags &= ~IO_NOWAIT
-            passage.item.io = &passage.io
-            passage.item.volume = <void *> self.top_volume
+            passage.top_volume = <void *> self.top_volume
+            passage.item.run = run_passage
+            passage.item.owner = passage
             self.pool.push(&passage.item)
             return IO_PENDING
         if error != IO_PENDING:

@@ -18,6 +18,7 @@ from facade.engine.fault_volume import FaultVolume
 from facade.engine.file_volume import FileVolume
 from facade.engine.link_sender import LinkSender
 from facade.engine.link_target import LinkTarget
+from facade.engine.power_cut_volume import PowerCutVolume
 from facade.engine.replication import ReplicationLayer
 from facade.engine.volume import Volume
 from facade.engine.volume_stack import VolumeStack
@@ -61,6 +62,12 @@ def async_layer(folder: Path, size_bytes: int) -> Iterator[FaultVolume]:
             yield layer
         finally:
             layer.close()
+
+
+@contextmanager
+def power_cut(folder: Path, size_bytes: int) -> Iterator[PowerCutVolume]:
+    with file_volume(folder, size_bytes) as bottom:
+        yield PowerCutVolume(bottom)
 
 
 @contextmanager
@@ -149,6 +156,7 @@ MAKERS: dict[str, Maker] = {
     "nested-stacks": nested_stacks,
     "fault-layer": fault_layer,
     "async-layer": async_layer,
+    "power-cut": power_cut,
     "stack-of-async-layers": stack_of_async_layers,
     "tracking-layer": tracking_layer,
     "replicating-layer": replicating_layer,

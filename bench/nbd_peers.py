@@ -62,6 +62,8 @@ def make_image(path: Path, size_bytes: int) -> Path:
     with path.open("wb") as image:
         for _ in range(size_bytes // PIECE_BYTES):
             image.write(piece)
+        image.flush()
+        os.fsync(image.fileno())
     return path
 
 

@@ -26,6 +26,7 @@ POOL_THREADS_MAX = 32
 # More than waits at a time, fewer than one connection may have in flight.
 WAITING = POOL_THREADS_MAX + 20
 NO_SUCH_COMMAND = 999
+COLD_READS_MAX = 200
 
 
 @contextmanager
@@ -168,9 +169,13 @@ def test_a_warm_read_starts_no_thread_and_a_cold_one_does(on_disk: Path) -> None
         stack.pread(offset, 4096)
     # The kernel may have taken pages back meanwhile; then somebody had to wait.
     assert stack.waiting_threads == 0 or resident_bytes(on_disk) < SIZE_BYTES
-    drop_cache(on_disk)
-    stack.pread(0, 4096)
-    assert stack.waiting_threads >= 1
+    # Asking for a page begins to read it, and a fast disk may have it at once.
+    for _ in range(COLD_READS_MAX):
+        drop_cache(on_disk)
+        stack.pread(0, 4096)
+        if stack.waiting_threads:
+            break
+    assert stack.waiting_threads
     stack.close()
     assert stack.waiting_threads == 0
     volume.close()

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from facade.engine.nbd_buffers cimport BufferPool, Chunk
 from facade.engine.nbd_outbox cimport Outbox, Queue, Request
+from facade.engine.nbd_transport cimport TlsSession, Transport
 
 cdef enum:
     INLINE_BYTES_MAX = 65536      # a larger write is received straight into a chunk of its own
@@ -21,6 +22,8 @@ cdef enum Step:
 cdef class Connection:
     cdef int fd
     cdef Outbox outbox
+    cdef TlsSession session              # TLS with the client, or None; has what comes next
+    cdef Transport *transport            # NULL without TLS
     cdef bint outbox_ready
     cdef bint is_structured              # the client understands chunks
     cdef size_t read_head_bytes          # of the head before the data of a read

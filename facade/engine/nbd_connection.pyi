@@ -1,2 +1,10 @@
+from facade.engine.nbd_transport import TlsSession
+
 class Connection:
-    def __init__(self, fd: int, leftover: bytes, is_structured: bool = False) -> None: ...
+    def __init__(
+        self,
+        fd: int,
+        leftover: bytes,
+        is_structured: bool = False,
+        session: TlsSession | None = None,
+    ) -> None: ...

@@ -17,12 +17,14 @@ from facade.engine.nbd_outbox cimport (
     SEND_TIMEOUT_S,
     outbox_await_input,
     outbox_destroy,
+    outbox_has_unsent,
     outbox_init,
     outbox_returned,
     outbox_send,
     outbox_wait,
     request_completed,
 )
+from facade.engine.nbd_transport cimport transport_release, wire_receive
 from facade.engine.nbd_wire cimport (
     NBD_DATA_CHUNK_BYTES,
     NBD_REQUEST_BYTES,
@@ -46,7 +48,6 @@ from facade.engine.syscalls cimport (
     madvise,
     mmap,
     munmap,
-    recv,
     setsockopt,
     timespec,
     timeval,
@@ -82,7 +83,8 @@ cdef class Connection:
         self.input = NULL
         self.output = NULL
 
-    def __init__(self, fd: int, leftover: bytes, is_structured: bool = False) -> None:
+    def __init__(self, fd: int, leftover: bytes, is_structured: bool = False,
+                 session: TlsSession | None = None) -> None:
         cdef size_t length = len(leftover)
         cdef const uint8_t *data = leftover
         cdef timeval limit
@@ -92,7 +94,9 @@ cdef class Connection:
         self.fd = fd
         self.is_structured = is_structured
         self.read_head_bytes = NBD_DATA_CHUNK_BYTES if is_structured else NBD_SIMPLE_REPLY_BYTES
-        outbox_init(&self.outbox, fd)
+        self.session = session
+        self.transport = NULL if session is None else &self.session.transport
+        outbox_init(&self.outbox, fd, self.transport)
         self.outbox_ready = True
         limit.tv_sec = SEND_TIMEOUT_S
         limit.tv_usec = 0
@@ -268,17 +272,17 @@ cdef class Connection:
         while True:
             has_pending = atomic_load(&self.outbox.completed) != self.submitted
             if has_pending:
-                count = recv(self.fd, data, room, MSG_DONTWAIT)
+                count = wire_receive(self.transport, self.fd, data, room, MSG_DONTWAIT)
             else:
                 # The last to complete may have found the socket full; nobody else sends it now.
-                if self.outbox.queue.first != NULL and self.flush_outbox() != GO_ON:
+                if outbox_has_unsent(&self.outbox) and self.flush_outbox() != GO_ON:
                     return -1
                 if is_whole:
-                    count = recv(self.fd, data, room, MSG_WAITALL)
+                    count = wire_receive(self.transport, self.fd, data, room, MSG_WAITALL)
                 else:
                     count = self.receive_soon(data, room)
                     if count < 0 and errno == EAGAIN:
-                        count = recv(self.fd, data, room, 0)
+                        count = wire_receive(self.transport, self.fd, data, room, 0)
             if count >= 0:
                 return count
             if errno == EINTR:
@@ -302,7 +306,7 @@ cdef class Connection:
     # A client that waits for our answer sends its next request within microseconds: asking again
     # for so long costs less than being put to sleep and woken. Only while it has paid of late.
     cdef ssize_t receive_soon(self, uint8_t *data, size_t room) noexcept nogil:
-        cdef ssize_t count = recv(self.fd, data, room, MSG_DONTWAIT)
+        cdef ssize_t count = wire_receive(self.transport, self.fd, data, room, MSG_DONTWAIT)
         cdef int64_t until
         if count >= 0 or errno != EAGAIN:
             return count
@@ -311,7 +315,7 @@ cdef class Connection:
             return count
         until = now_ns() + SPIN_NS
         while count < 0 and errno == EAGAIN and now_ns() < until:
-            count = recv(self.fd, data, room, MSG_DONTWAIT)
+            count = wire_receive(self.transport, self.fd, data, room, MSG_DONTWAIT)
         if count > 0:
             self.spin_misses = 0
         elif self.spin_misses < SPIN_MISSES_MAX:
@@ -333,6 +337,8 @@ cdef class Connection:
         pool_drop(&self.pool, self.output)
         self.output = NULL
         pool_release(&self.pool)
+        if self.transport != NULL:
+            transport_release(self.transport)
         if self.input != NULL:
             chunk_forget(self.input)
         if self.requests_at != NULL and self.used_requests == 0:

@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from facade.engine.io_pool cimport PoolItem
 from facade.engine.nbd_buffers cimport Chunk
+from facade.engine.nbd_transport cimport Transport, wire_is_unsent
 from facade.engine.nbd_wire cimport NBD_HEAD_BYTES_MAX, NBD_HOLE_CHUNK_BYTES
 from facade.engine.syscalls cimport iovec, pthread_cond_t, pthread_mutex_t
 from facade.engine.volume cimport Io
@@ -57,6 +58,7 @@ cdef struct Queue:
 
 cdef struct Outbox:
     int fd                        # the client's socket, owned by who made the Outbox
+    Transport *transport          # TLS over it, or NULL; likewise
     int event_fd                  # wakes the connection's thread from poll(); -1 until needed
     int64_t completed             # atomic: pending requests that have ended
     pthread_mutex_t mutex         # guards what follows
@@ -67,7 +69,7 @@ cdef struct Outbox:
     Queue queue                   # answered, not yet sent
     Queue returned                # sent or dropped: the connection's thread may use them again
 
-cdef int outbox_init(Outbox *outbox, int fd) noexcept nogil
+cdef int outbox_init(Outbox *outbox, int fd, Transport *transport) noexcept nogil
 cdef void outbox_destroy(Outbox *outbox) noexcept nogil
 
 # Io.complete of every request: answer it and send what can be sent without waiting.
@@ -90,6 +92,11 @@ cdef void outbox_wait(Outbox *outbox, int64_t submitted, bint for_all) noexcept 
 # For the connection's thread, with requests pending: wait until the client has sent something, and
 # send meanwhile what completing threads could not. 1: there may be input; 0: timed out; -1: lost.
 cdef int outbox_await_input(Outbox *outbox, int timeout_ms) noexcept nogil
+
+# Whether replies wait for the socket: queued, or encrypted already.
+cdef inline bint outbox_has_unsent(const Outbox *outbox) noexcept nogil:
+    return (outbox.queue.first != NULL
+            or (outbox.error == 0 and wire_is_unsent(outbox.transport)))
 
 cdef inline void queue_push(Queue *queue, Request *request) noexcept nogil:
     request.next = NULL

@@ -4,6 +4,7 @@ from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT, errno
 from libc.string cimport memcpy, memset
 
 from facade.engine.nbd_reply cimport answer
+from facade.engine.nbd_transport cimport transport_flush, wire_send
 from facade.engine.nbd_wire cimport NBD_HEAD_BYTES_MAX
 from facade.engine.syscalls cimport (
     EFD_CLOEXEC,
@@ -28,7 +29,6 @@ from facade.engine.syscalls cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
     read,
-    sendmsg,
     write,
 )
 
@@ -44,9 +44,10 @@ cdef struct Gather:
     size_t head_bytes
 
 
-cdef int outbox_init(Outbox *outbox, int fd) noexcept nogil:
+cdef int outbox_init(Outbox *outbox, int fd, Transport *transport) noexcept nogil:
     memset(outbox, 0, sizeof(Outbox))
     outbox.fd = fd
+    outbox.transport = transport
     outbox.event_fd = -1
     pthread_mutex_init(&outbox.mutex, NULL)
     pthread_cond_init(&outbox.changed, NULL)
@@ -72,7 +73,7 @@ cdef void request_answered(Request *request) noexcept nogil:
     queue_push(&outbox.queue, request)
     if not outbox.sending:
         flush(outbox, False)
-        if outbox.queue.first != NULL and outbox.event_fd >= 0:
+        if outbox_has_unsent(outbox) and outbox.event_fd >= 0:
             write(outbox.event_fd, &one, sizeof(one))
     # Last but the unlocking: from here on the connection may be at its end.
     atomic_add(&outbox.completed, 1)
@@ -86,7 +87,7 @@ cdef int outbox_send(Outbox *outbox, Queue *batch) noexcept nogil:
     pthread_mutex_lock(&outbox.mutex)
     queue_move(&outbox.queue, batch)
     # A completing thread that is sending takes these along; it never waits.
-    if not outbox.sending and outbox.queue.first != NULL:
+    if not outbox.sending and outbox_has_unsent(outbox):
         flush(outbox, True)
     error = outbox.error
     pthread_mutex_unlock(&outbox.mutex)
@@ -107,10 +108,10 @@ cdef void outbox_wait(Outbox *outbox, int64_t submitted, bint for_all) noexcept 
     cdef bint is_quiet
     pthread_mutex_lock(&outbox.mutex)
     while True:
-        if outbox.queue.first != NULL and not outbox.sending:
+        if not outbox.sending and outbox_has_unsent(outbox):
             flush(outbox, True)
         is_quiet = (atomic_load(&outbox.completed) == submitted and not outbox.sending
-                    and outbox.queue.first == NULL)
+                    and not outbox_has_unsent(outbox))
         if is_quiet or (outbox.returned.first != NULL and not for_all):
             break
         outbox.waiting = True
@@ -157,12 +158,12 @@ cdef void flush(Outbox *outbox, bint may_block) noexcept nogil:
     cdef int error = 0
     outbox.sending = True
     sent.first = sent.last = NULL
-    while outbox.queue.first != NULL and error == 0:
+    while outbox_has_unsent(outbox) and error == 0:
         batch = outbox.queue
         outbox.queue.first = outbox.queue.last = NULL
         if outbox.error == 0:
             pthread_mutex_unlock(&outbox.mutex)
-            error = send_batch(outbox.fd, &batch, &sent, may_block)
+            error = send_batch(outbox, &batch, &sent, may_block)
             pthread_mutex_lock(&outbox.mutex)
         if error == EAGAIN:
             if not may_block:
@@ -180,7 +181,7 @@ cdef void flush(Outbox *outbox, bint may_block) noexcept nogil:
 
 
 # Send `batch`, moving what is sent to `sent`. 0, EAGAIN (the rest stays in batch) or errno.
-cdef int send_batch(int fd, Queue *batch, Queue *sent, bint may_block) noexcept nogil:
+cdef int send_batch(Outbox *outbox, Queue *batch, Queue *sent, bint may_block) noexcept nogil:
     cdef Gather gather
     cdef msghdr message
     cdef ssize_t count
@@ -190,12 +191,12 @@ cdef int send_batch(int fd, Queue *batch, Queue *sent, bint may_block) noexcept 
     while batch.first != NULL:
         gather_batch(&gather, batch.first)
         message.msg_iovlen = gather.count
-        count = sendmsg(fd, &message, flags)
+        count = wire_send(outbox.transport, outbox.fd, &message, flags)
         if count >= 0:
             take_sent(batch, sent, count)
         elif errno != EINTR:
             return errno
-    return 0
+    return 0 if outbox.transport == NULL else transport_flush(outbox.transport, flags)
 
 
 cdef void take_sent(Queue *batch, Queue *sent, uint64_t count) noexcept nogil:

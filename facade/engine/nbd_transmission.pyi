@@ -1,5 +1,6 @@
 from facade.engine.nbd_connection import Connection
 from facade.engine.nbd_context import MetaContext
+from facade.engine.nbd_transport import TlsSession
 from facade.engine.volume import Volume
 
 ENDINGS: tuple[str, ...]
@@ -15,6 +16,7 @@ class Transmission(Connection):
         structured: bool = False,
         can_zero_fast: bool = False,
         contexts: tuple[MetaContext, ...] = (),
+        session: TlsSession | None = None,
     ) -> None: ...
     @property
     def requests(self) -> int: ...

@@ -18,6 +18,7 @@ from facade.engine.nbd_context cimport STATUS_EXTENTS_MAX, ExtentList, MetaConte
 from facade.engine.nbd_outbox cimport READ_RUNS_MAX, Layout, Request, queue_push, request_answered
 from facade.engine.nbd_reply cimport answer, answer_chunks, layout_add, write_chunk_head
 from facade.engine.nbd_rules cimport check, has_magic, parse_header, translate
+from facade.engine.nbd_transport cimport TlsSession
 from facade.engine.nbd_wire cimport (
     NBD_CHUNK_BYTES,
     NBD_CMD_BLOCK_STATUS,
@@ -62,15 +63,16 @@ cdef class Transmission:
 
     def __init__(self, fd: int, volume: Volume, read_only: bool = False, leftover: bytes = b"",
                  *, structured: bool = False, can_zero_fast: bool = False,
-                 contexts: tuple[MetaContext, ...] = ()) -> None:
+                 contexts: tuple[MetaContext, ...] = (),
+                 session: TlsSession | None = None) -> None:
         """`leftover` is what the client sent beyond the handshake, at most 64 KiB.
 
         `structured` says that structured replies were agreed on, `contexts` which metadata contexts
         were selected: they are numbered from 1, as many as CONTEXTS_MAX. `can_zero_fast` is where
-        zeroes that may punch holes are punched and not written.
+        zeroes that may punch holes are punched and not written. `session` is TLS over that socket.
         """
         cdef MetaContext context
-        Connection.__init__(self, fd, leftover, structured)
+        Connection.__init__(self, fd, leftover, structured, session)
         if len(contexts) > CONTEXTS_MAX:
             raise ValueError(f"{len(contexts)} metadata contexts; at most {CONTEXTS_MAX}")
         self.volume = volume

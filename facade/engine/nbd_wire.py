@@ -17,6 +17,23 @@ from facade.engine.nbd_meta import (
     parse_meta,
     select_contexts,
 )
+from facade.engine.nbd_numbers import (
+    CLIENT_FLAGS,
+    EXPORT_REPLY,
+    EXPORT_REPLY_PADDING,
+    FLAG_FIXED_NEWSTYLE,
+    FLAG_NO_ZEROES,
+    GREETING,
+    GREETING_MAGIC,
+    OPTION,
+    OPTION_MAGIC,
+    OPTION_REPLY,
+    OPTION_REPLY_MAGIC,
+    Info,
+    Opt,
+    Rep,
+    TransmissionFlag,
+)
 
 # Largest option data that is looked at; a longer one is skipped and answered with TOO_BIG.
 OPTION_DATA_MAX_BYTES = 16 * 1024
@@ -32,74 +49,14 @@ MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
 MIN_BLOCK_BYTES = 1
 PREFERRED_BLOCK_BYTES = 4096
 
-GREETING_MAGIC = 0x4E42444D41474943
-OPTION_MAGIC = 0x49484156454F5054
-OPTION_REPLY_MAGIC = 0x0003E889045565A9
-
-GREETING = struct.Struct(">QQH")
-CLIENT_FLAGS = struct.Struct(">I")
-OPTION = struct.Struct(">QII")
-OPTION_REPLY = struct.Struct(">QIII")
-EXPORT_REPLY = struct.Struct(">QH")
-EXPORT_REPLY_PADDING = bytes(124)
-
-FLAG_FIXED_NEWSTYLE = 1 << 0
-FLAG_NO_ZEROES = 1 << 1
-
-
-class TransmissionFlag:
-    """Bits that tell the client what the export can do."""
-
-    HAS_FLAGS = 1 << 0
-    READ_ONLY = 1 << 1
-    SEND_FLUSH = 1 << 2
-    SEND_FUA = 1 << 3
-    SEND_TRIM = 1 << 5
-    SEND_WRITE_ZEROES = 1 << 6
-    SEND_DF = 1 << 7
-    CAN_MULTI_CONN = 1 << 8
-    SEND_CACHE = 1 << 10
-    SEND_FAST_ZERO = 1 << 11
-
-
-class Opt:
-    """Options that this server knows."""
-
-    EXPORT_NAME = 1
-    ABORT = 2
-    LIST = 3
-    INFO = 6
-    GO = 7
-    STRUCTURED_REPLY = 8
-    LIST_META_CONTEXT = 9
-    SET_META_CONTEXT = 10
-
-
-class Rep:
-    """Types of replies to options."""
-
-    ACK = 1
-    SERVER = 2
-    INFO = 3
-    META_CONTEXT = 4
-    ERR_UNSUP = (1 << 31) + 1
-    ERR_INVALID = (1 << 31) + 3
-    ERR_UNKNOWN = (1 << 31) + 6
-    ERR_TOO_BIG = (1 << 31) + 9
-
-
-class Info:
-    """Kinds of information about an export."""
-
-    EXPORT = 0
-    NAME = 1
-    BLOCK_SIZE = 3
+NEEDS_TLS = b"begin TLS first (STARTTLS)"
 
 
 class Outcome(Enum):
     """How a handshake stands."""
 
     NEGOTIATING = "negotiating"
+    STARTTLS = "starttls"
     TRANSMISSION = "transmission"
     ENDED = "ended"
 
@@ -139,24 +96,55 @@ class Handshake:
     why it ENDED; `leftover` is what the client sent beyond the handshake. `structured` says whether
     structured replies were agreed on, `contexts` which metadata contexts were selected (the first
     has number 1).
+
+    With `needs_tls` (the protocol's FORCEDTLS) nothing is told before TLS: when `outcome` is
+    STARTTLS and the answer is sent, lead the TLS handshake and call `secured`.
     """
 
-    def __init__(self, exports: Mapping[str, Export], default_name: str) -> None:
-        """`default_name` is the export that the empty name stands for."""
+    def __init__(
+        self,
+        exports: Mapping[str, Export],
+        default_name: str | None = None,
+        *,
+        needs_tls: bool = False,
+        is_listed: bool = True,
+    ) -> None:
+        """`default_name` is the export that the empty name stands for, if it stands for one.
+
+        `is_listed` says whether a client that asks which exports there are is told.
+        """
         self._exports = exports
+        self._refused: Mapping[str, str] = {}
         self._default_name = default_name
+        self._needs_tls = needs_tls
+        self._is_listed = is_listed
         self._input = bytearray()
         self._output = bytearray()
         self._greeted = False
         self._no_zeroes = False
+        self._had_tls = False
         self._options = 0
         self._skip_bytes = 0
         self.outcome = Outcome.NEGOTIATING
         self.export: Export | None = None
         self.reason = ""
+        self._forget_options()
+
+    def _forget_options(self) -> None:
+        """Set everything that options agree on to what it is at first."""
         self.structured = False
         self.contexts: tuple[str, ...] = ()
         self._contexts_of: Export | None = None
+
+    def secured(self, exports: Mapping[str, Export], refused: Mapping[str, str]) -> None:
+        """Go on under TLS with the exports of this client; what was agreed on before is void.
+
+        `refused` has the names of exports that it may not use, each with a sentence why.
+        """
+        self._forget_options()
+        self._needs_tls = False
+        self._exports, self._refused = exports, refused
+        self.outcome = Outcome.NEGOTIATING
 
     @property
     def leftover(self) -> bytes:
@@ -213,6 +201,9 @@ class Handshake:
         if flags & ~(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES):
             self._end(f"unknown client flags 0x{flags:x}")
             return False
+        if self._needs_tls and not flags & FLAG_FIXED_NEWSTYLE:
+            self._end("the client is too old for TLS")
+            return False
         self._no_zeroes = bool(flags & FLAG_NO_ZEROES)
         self._greeted = True
         return True
@@ -225,7 +216,10 @@ class Handshake:
         if not self._count_option():
             return False
         self._skip_bytes = length
-        self._reply(option, Rep.ERR_TOO_BIG, b"at most %d bytes" % OPTION_DATA_MAX_BYTES)
+        if self._needs_tls and option != Opt.STARTTLS:
+            self._reply(option, Rep.ERR_TLS_REQD, NEEDS_TLS)
+        else:
+            self._reply(option, Rep.ERR_TOO_BIG, b"at most %d bytes" % OPTION_DATA_MAX_BYTES)
         return True
 
     def _count_option(self) -> bool:
@@ -236,11 +230,15 @@ class Handshake:
         return True
 
     def _take_option(self, option: int, payload: bytes) -> None:
-        if option == Opt.EXPORT_NAME:
-            self._take_export_name(payload)
-        elif option == Opt.ABORT:
+        if option == Opt.ABORT:
             self._reply(option, Rep.ACK)
             self._end("the client aborted")
+        elif self._needs_tls:
+            self._take_before_tls(option, payload)
+        elif option == Opt.EXPORT_NAME:
+            self._take_export_name(payload)
+        elif option == Opt.STARTTLS and self._had_tls:
+            self._reply(option, Rep.ERR_INVALID, b"this connection has TLS already")
         elif option == Opt.LIST:
             self._take_list(payload)
         elif option in (Opt.INFO, Opt.GO):
@@ -252,10 +250,26 @@ class Handshake:
         else:
             self._reply(option, Rep.ERR_UNSUP, b"option not supported")
 
+    def _take_before_tls(self, option: int, payload: bytes) -> None:
+        if option == Opt.EXPORT_NAME:
+            self._end("the client named an export without TLS, which is required")
+        elif option != Opt.STARTTLS:
+            self._reply(option, Rep.ERR_TLS_REQD, NEEDS_TLS)
+        elif payload:
+            self._reply(option, Rep.ERR_INVALID, b"this option takes no data")
+        elif self._input:
+            # Whoever sent it did not wait for the answer: it would be taken for something that
+            # came under TLS.
+            self._end("bytes came after STARTTLS without TLS")
+        else:
+            self._reply(option, Rep.ACK)
+            self._had_tls = True
+            self.outcome = Outcome.STARTTLS
+
     def _take_export_name(self, payload: bytes) -> None:
         export = self._find(payload)
         if export is None:
-            self._end("no such export")
+            self._end(self._why_not(payload)[1].decode())
             return
         self._output += EXPORT_REPLY.pack(export.size_bytes, self._flags_of(export))
         if not self._no_zeroes:
@@ -266,7 +280,7 @@ class Handshake:
         if payload:
             self._reply(Opt.LIST, Rep.ERR_INVALID, b"this option takes no data")
             return
-        for name in self._exports:
+        for name in self._exports if self._is_listed else ():
             encoded = name.encode()
             self._reply(Opt.LIST, Rep.SERVER, struct.pack(">I", len(encoded)) + encoded)
         self._reply(Opt.LIST, Rep.ACK)
@@ -279,7 +293,7 @@ class Handshake:
         name, wanted = parsed
         export = self._find(name)
         if export is None:
-            self._reply(option, Rep.ERR_UNKNOWN, b"no such export")
+            self._reply(option, *self._why_not(name))
             return
         told = struct.pack(">HQH", Info.EXPORT, export.size_bytes, self._flags_of(export))
         self._reply(option, Rep.INFO, told)
@@ -319,7 +333,7 @@ class Handshake:
             return
         export = self._find(asked.export)
         if export is None:
-            self._reply(option, Rep.ERR_UNKNOWN, b"no such export")
+            self._reply(option, *self._why_not(asked.export))
             return
         find = select_contexts if is_set else list_contexts
         found = find(export.contexts, asked.queries)
@@ -340,7 +354,16 @@ class Handshake:
             name = encoded.decode()
         except UnicodeDecodeError:
             return None
-        return self._exports.get(name or self._default_name)
+        return self._exports.get(name or self._default_name or "")
+
+    def _why_not(self, encoded: bytes) -> tuple[int, bytes]:
+        """Return the error for an export that `_find` does not find."""
+        if not encoded and self._default_name is None:
+            return Rep.ERR_UNKNOWN, b"name the export that you want: there is no default"
+        refused = self._refused.get(encoded.decode(errors="replace"))
+        if refused is not None:
+            return Rep.ERR_POLICY, refused.encode()
+        return Rep.ERR_UNKNOWN, b"no such export"
 
     def _reply(self, option: int, kind: int, data: bytes = b"") -> None:
         self._output += OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, kind, len(data)) + data

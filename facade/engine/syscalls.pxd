@@ -171,6 +171,14 @@ cdef extern from *:
 
 cdef extern from *:
     """
+    #include <errno.h>
+    static inline void trellis_set_errno(int number) { errno = number; }
+    """
+    # Cython takes an assignment to `errno` for a variable of the function's own.
+    void set_errno "trellis_set_errno"(int number) noexcept nogil
+
+cdef extern from *:
+    """
     #include <pthread.h>
     #include <string.h>
     #include <time.h>

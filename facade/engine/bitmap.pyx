@@ -7,24 +7,26 @@ import os
 
 from libc.errno cimport ESHUTDOWN
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from facade.engine.bits cimport bits_all, bits_clear, bits_count, bits_next, bits_set
+from facade.engine.bits cimport bits_all, bits_any, bits_clear, bits_set
+from facade.engine.block_map cimport (
+    PAGE_BITS,
+    PAGE_BYTES,
+    PAGE_CLEARED,
+    PAGE_SAME,
+    PAGE_SET,
+    PAGE_WORDS,
+    BlockMap,
+    new_map,
+)
+from facade.engine.hot_extents cimport AHEAD_EXTENTS, EVICT_SHARE, HotExtents
 from facade.engine.syscalls cimport (
-    MAP_ANONYMOUS,
-    MAP_FAILED,
-    MAP_PRIVATE,
-    PROT_READ,
-    PROT_WRITE,
     cond_init,
-    mmap,
     munmap,
     pthread_cond_broadcast,
     pthread_cond_destroy,
     pthread_cond_wait,
-    pthread_mutex_destroy,
-    pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
@@ -35,56 +37,35 @@ from facade.engine.bitmap_header import BitmapHeader
 from facade.errors import BitmapTooSmall
 
 cdef enum:
-    PAGE_BYTES = 4096
-    PAGE_BITS = PAGE_BYTES * 8
     BITS_OFFSET_BYTES = 8192
     READ_BYTES = 1 << 20
 
 
-cdef class Bitmap:
+cdef class Bitmap(BlockMap):
     """The bitmap of a data volume of `size_bytes`, kept on the bitmap volume `volume`.
 
     All its I/O passes through `volume`, which stays its owner's to close, after close() here. Make
-    its content with format() or load() before it is used. Raises BitmapTooSmall.
+    its content with format() or load() before it is used. Raises BitmapTooSmall, ValueError.
     """
 
-    def __cinit__(self):
-        self.bits = NULL
-        self.page_dirty = NULL
-        pthread_mutex_init(&self.lock, NULL)
+    def __cinit__(self, *_):
+        self.scratch = NULL
         cond_init(&self.changed)
 
     def __init__(self, Volume volume not None, uint64_t size_bytes, uint32_t block_bytes):
-        if block_bytes < 4096 or block_bytes > 1 << 20 or block_bytes & (block_bytes - 1):
-            raise ValueError(f"block_bytes is {block_bytes}: a power of 2 from 4096 to 1048576")
-        if size_bytes == 0:
-            raise ValueError("size_bytes is 0")
-        self.size_bytes = size_bytes
-        self.block_bytes = block_bytes
-        self.block_shift = block_bytes.bit_length() - 1
-        self.blocks = (size_bytes + block_bytes - 1) >> self.block_shift
-        self.pages = (self.blocks + PAGE_BITS - 1) // PAGE_BITS
-        self.words = self.pages * PAGE_BYTES // 8
-        cdef void *p = mmap(NULL, self.words * 8, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        if p == MAP_FAILED:
-            raise MemoryError(f"no memory for a bitmap of {self.words * 8} bytes")
-        self.bits = <uint64_t *> p
-        self.page_dirty = <uint8_t *> calloc(self.pages, 1)
-        if self.page_dirty == NULL:
-            raise MemoryError
+        BlockMap.__init__(self, size_bytes, block_bytes)
         self.volume = volume
         self.header = None
-        cdef uint64_t need_bytes = BITS_OFFSET_BYTES + self.words * 8
-        if volume.size_bytes < need_bytes:
+        self.hot = HotExtents(self.blocks, block_bytes)
+        self.scratch = new_map(COMMIT_PAGES * PAGE_WORDS)
+        needed_bytes = BITS_OFFSET_BYTES + self.map_bytes
+        if volume.size_bytes < needed_bytes:
             raise BitmapTooSmall(volume=volume.name, size_bytes=volume.size_bytes,
-                                 data_bytes=size_bytes, needed_bytes=need_bytes)
+                                 data_bytes=size_bytes, needed_bytes=needed_bytes)
 
     def __dealloc__(self):
-        if self.bits != NULL:
-            munmap(self.bits, self.words * 8)
-        free(self.page_dirty)
-        pthread_mutex_destroy(&self.lock)
+        if self.scratch != NULL:
+            munmap(self.scratch, COMMIT_PAGES * PAGE_BYTES)
         pthread_cond_destroy(&self.changed)
 
     # ---- life: Python, control path -----------------------------------------------------
@@ -92,19 +73,21 @@ cdef class Bitmap:
     def format(self, header: BitmapHeader, bint dirty) -> None:
         """Make this a new bitmap, all dirty or all clean, durably; the header goes last.
 
-        A crash on the way leaves no intact header of this set, which load() takes as all dirty.
+        A crash on the way leaves no intact header, which load() takes as all dirty. Raises OSError.
         """
         self.volume.pwrite(0, b"\0" * BITS_OFFSET_BYTES, fua=True)
         with nogil:
             pthread_mutex_lock(&self.lock)
-            memset(self.bits, 0, self.words * 8)
-            self.count = 0
-            if dirty:
-                self.count = bits_set(self.bits, 0, self.blocks - 1)
-            memset(self.page_dirty, 1, self.pages)
-            self.want += 1
             self.failed = 0
             self.memory_only = False
+            pthread_mutex_unlock(&self.lock)
+        self.wipe()
+        if dirty:
+            self.fill()
+        with nogil:
+            # What the device has is not known: every page is written.
+            pthread_mutex_lock(&self.lock)
+            memset(self.page_state, PAGE_SET, self.pages)
             pthread_mutex_unlock(&self.lock)
         self.sync()
         self.write_header(header)
@@ -112,18 +95,9 @@ cdef class Bitmap:
     def load(self, set_id: bytes) -> str | None:
         """Read header and bits. None when they can be trusted, else a sentence that says why not.
 
-        Not trusted: everything counts as dirty, in memory and (with the next header) on disk.
+        Not trusted: every bit is set in memory; format() makes it so on the device.
         """
-        slots = [self.volume.pread(i * 4096, 4096) for i in range(2)]
-        header = header_format.newest(slots)
-        why = None
-        if header is None:
-            why = "it has no intact header"
-        elif header.set_id != set_id:
-            why = f"it belongs to another set ({header.set_id.hex()})"
-        elif header.size_bytes != self.size_bytes or header.block_bytes != self.block_bytes:
-            why = (f"it is for a volume of {header.size_bytes} bytes in blocks of "
-                   f"{header.block_bytes}")
+        header, why = self._read_header(set_id)
         self.header = header if why is None else None
         if why is None:
             why = self._read_bits()
@@ -131,24 +105,43 @@ cdef class Bitmap:
             self.fill()
         return why
 
+    def _read_header(self, set_id: bytes) -> tuple[BitmapHeader | None, str | None]:
+        try:
+            slots = [self.volume.pread(i * header_format.SLOT_BYTES, header_format.SLOT_BYTES)
+                     for i in range(header_format.SLOTS)]
+        except OSError as error:
+            return None, f"it cannot be read ({error.strerror})"
+        header = header_format.newest(slots)
+        if header is None:
+            return None, "it has no intact header"
+        if header.set_id != set_id:
+            return header, f"it belongs to another set ({header.set_id.hex()})"
+        if header.size_bytes != self.size_bytes or header.block_bytes != self.block_bytes:
+            return header, (f"it is for a volume of {header.size_bytes} bytes in blocks of "
+                            f"{header.block_bytes}")
+        return header, None
+
     def _read_bits(self) -> str | None:
         data = b""
-        cdef uint64_t at = 0, piece
+        cdef uint64_t at = 0, piece, done
+        cdef const uint8_t *words
         while at < self.words * 8:
-            piece = self.words * 8 - at
-            if piece > READ_BYTES:
-                piece = READ_BYTES
+            piece = min(self.words * 8 - at, <uint64_t> READ_BYTES)
             try:
                 data = self.volume.pread(BITS_OFFSET_BYTES + at, piece)
             except OSError as error:
                 return f"it cannot be read ({error.strerror})"
-            memcpy(<uint8_t *> self.bits + at, <const uint8_t *> data, piece)
+            words = <const uint8_t *> data
+            for done in range(0, piece, PAGE_BYTES):
+                # Pages of zeroes stay untouched: they take no memory.
+                if bits_any(<const uint64_t *> (words + done), PAGE_WORDS):
+                    memcpy(<uint8_t *> self.bits + at + done, words + done, PAGE_BYTES)
             at += piece
         with nogil:
             pthread_mutex_lock(&self.lock)
             if self.blocks < self.words * 64:
                 bits_clear(self.bits, self.blocks, self.words * 64 - 1)
-            self.count = bits_count(self.bits, self.words)
+            self.recount()
             pthread_mutex_unlock(&self.lock)
         return None
 
@@ -159,12 +152,45 @@ cdef class Bitmap:
         self.header = header
 
     def sync(self) -> None:
-        """Put every changed page on disk, durably. Raises OSError."""
+        """Put every changed page on disk, durably; hot extents stay hot. Raises OSError."""
         cdef int error
         with nogil:
             error = self.commit()
         if error:
             raise OSError(error, os.strerror(error), self.volume.name)
+
+    def sync_exact(self) -> None:
+        """Close every hot extent, then sync(): the device has the very bits of memory.
+
+        Raises OSError.
+        """
+        self._close_extents(False)
+        self.sync()
+
+    def cool(self) -> None:
+        """Close hot extents unused since the last call, and put clears on disk. Raises OSError.
+
+        To be called every few seconds. Does no I/O when there is nothing to do.
+        """
+        cdef bint differs
+        self._close_extents(True)
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            differs = not self.closed and any_differs(self.page_state, self.pages)
+            pthread_mutex_unlock(&self.lock)
+        if differs:
+            self.sync()
+
+    def _close_extents(self, bint idle_only) -> None:
+        cdef uint64_t at
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            at = self.hot.next_hot(0, self.hot.extents)
+            while at < self.hot.extents:
+                if not self.hot.was_used(at) or not idle_only:
+                    self.close_extent(at, PAGE_CLEARED)
+                at = self.hot.next_hot(at + 1, self.hot.extents)
+            pthread_mutex_unlock(&self.lock)
 
     def close(self) -> None:
         """Let go of the volume, which is not written any more when this returns.
@@ -173,29 +199,33 @@ cdef class Bitmap:
         """
         with nogil:
             pthread_mutex_lock(&self.lock)
+            self.closed = True
             while self.committing:
                 pthread_cond_wait(&self.changed, &self.lock)
-            if not self.failed:
-                self.failed = ESHUTDOWN
             pthread_cond_broadcast(&self.changed)
             pthread_mutex_unlock(&self.lock)
 
-    # ---- what tests, control code and other sides' maps need ------------------------------
-
-    @property
-    def dirty_blocks(self) -> int:
-        """How many bits are set, as memory has it."""
-        cdef uint64_t n
-        with nogil:
-            pthread_mutex_lock(&self.lock)
-            n = self.count
-            pthread_mutex_unlock(&self.lock)
-        return n
+    # ---- what tests and control code need --------------------------------------------------
 
     @property
     def failed_errno(self) -> int:
         """The error number of the first failed bitmap write, 0 when there was none."""
         return self.failed
+
+    @property
+    def hot_extents(self) -> int:
+        """How many extents are hot now."""
+        return self.hot.count
+
+    @property
+    def hot_extents_max(self) -> int:
+        """How many may be hot at once."""
+        return self.hot.limit
+
+    @property
+    def extent_blocks(self) -> int:
+        """Blocks of an extent."""
+        return 1 << self.hot.block_shift
 
     def go_memory_only(self) -> None:
         """The failure is durably on record elsewhere: marks no longer wait for this device."""
@@ -207,7 +237,7 @@ cdef class Bitmap:
 
     def mark(self, uint64_t first, uint64_t last) -> None:
         """Set bits first..last (blocks) durably. Raises IndexError, OSError."""
-        self._check(first, last)
+        self.check(first, last)
         cdef uint64_t ticket
         cdef int error
         with nogil:
@@ -220,207 +250,232 @@ cdef class Bitmap:
 
     def clear(self, uint64_t first, uint64_t last) -> None:
         """Clear bits first..last; durable with the next sync(). Raises IndexError."""
-        self._check(first, last)
+        self.check(first, last)
         with nogil:
             pthread_mutex_lock(&self.lock)
             self.clear_locked(first, last)
             pthread_mutex_unlock(&self.lock)
 
-    def fill(self) -> None:
-        """Set every bit in memory; sync() makes it durable."""
-        with nogil:
-            pthread_mutex_lock(&self.lock)
-            self.count += bits_set(self.bits, 0, self.blocks - 1)
-            memset(self.page_dirty, 1, self.pages)
-            self.want += 1
-            pthread_mutex_unlock(&self.lock)
-
     def wipe(self) -> None:
-        """Clear every bit in memory; sync() makes it durable."""
+        """Clear every bit, only while nobody marks; durable with the next sync()."""
         with nogil:
             pthread_mutex_lock(&self.lock)
-            memset(self.bits, 0, self.words * 8)
-            self.count = 0
-            memset(self.page_dirty, 1, self.pages)
+            self.hot.close_all()
             pthread_mutex_unlock(&self.lock)
-
-    def runs(self, uint64_t start=0, Py_ssize_t limit=1 << 20) -> list[tuple[int, int]]:
-        """Runs of set bits as (first block, number of blocks), from `start`, at most `limit`."""
-        found = []
-        cdef uint64_t at = start, end
-        while len(found) < limit:
-            with nogil:
-                pthread_mutex_lock(&self.lock)
-                at = bits_next(self.bits, at, self.blocks, 1)
-                end = bits_next(self.bits, at, self.blocks, 0)
-                pthread_mutex_unlock(&self.lock)
-            if at >= self.blocks:
-                break
-            found.append((at, end - at))
-            at = end
-        return found
-
-    def export(self, uint64_t offset_bytes, uint64_t size_bytes) -> bytes:
-        """A piece of the map as it stands on disk: little-endian words, bit 0 = block 0."""
-        if offset_bytes > self.words * 8:
-            raise IndexError(offset_bytes)
-        if size_bytes > self.words * 8 - offset_bytes:
-            size_bytes = self.words * 8 - offset_bytes
-        piece = bytearray(size_bytes)
-        cdef uint8_t[::1] view
-        if size_bytes:
-            view = piece
-            with nogil:
-                pthread_mutex_lock(&self.lock)
-                memcpy(&view[0], <uint8_t *> self.bits + offset_bytes, size_bytes)
-                pthread_mutex_unlock(&self.lock)
-        return bytes(piece)
-
-    @property
-    def map_bytes(self) -> int:
-        """Size of the whole map in bytes."""
-        return self.words * 8
-
-    def merge(self, uint64_t offset_bytes, const uint8_t[::1] piece not None) -> None:
-        """Set every bit that is set in a piece of another side's map; sync() makes it durable."""
-        cdef uint64_t size = piece.shape[0], i, page
-        if offset_bytes % 8 or size % 8 or size > self.words * 8 or \
-                offset_bytes > self.words * 8 - size:
-            raise IndexError(f"piece of {size} bytes at {offset_bytes} of {self.words * 8}")
-        if size == 0:
-            return
-        cdef const uint64_t *theirs = <const uint64_t *> &piece[0]
-        cdef uint64_t *ours = self.bits + offset_bytes // 8
-        with nogil:
-            pthread_mutex_lock(&self.lock)
-            for i in range(size // 8):
-                ours[i] |= theirs[i]
-            if self.blocks < self.words * 64:
-                bits_clear(self.bits, self.blocks, self.words * 64 - 1)
-            for page in range(offset_bytes // PAGE_BYTES,
-                              (offset_bytes + size - 1) // PAGE_BYTES + 1):
-                self.page_dirty[page] = 1
-            self.count = bits_count(self.bits, self.words)
-            self.want += 1
-            pthread_mutex_unlock(&self.lock)
-
-    def _check(self, uint64_t first, uint64_t last) -> None:
-        if first > last or last >= self.blocks:
-            raise IndexError(f"blocks {first}..{last} of {self.blocks}")
+        BlockMap.wipe(self)
 
     # ---- hot path -------------------------------------------------------------------------
 
     cdef uint64_t mark_locked(self, uint64_t first, uint64_t last) noexcept nogil:
-        cdef int i
-        cdef uint64_t ticket = 0, page
-        if bits_all(self.bits, first, last):
-            for i in range(self.unstable_count):
-                if self.unstable[i].first <= last and first <= self.unstable[i].last:
-                    if self.unstable[i].ticket > ticket:
-                        ticket = self.unstable[i].ticket
-            return ticket
-        while self.unstable_count >= UNSTABLE_LIMIT and not self.memory_only:
-            if self.failed:
+        cdef uint32_t shift = self.hot.block_shift
+        cdef uint64_t opened_last
+        while True:
+            if self.hot.are_hot(first >> shift, last >> shift):
+                self.hot.use(first >> shift, last >> shift)
+                self.count += bits_set(self.bits, first, last)
+                return self.ticket_of(first, last)
+            if bits_all(self.bits, first, last):
+                return self.ticket_of(first, last)
+            if self.memory_only:
+                self.count += bits_set(self.bits, first, last)
+                return 0
+            if self.unstable_count < UNSTABLE_LIMIT or self.failed or self.closed:
                 break
+            # The lock is given up: what is hot, and what is set, may differ afterwards.
             pthread_cond_wait(&self.changed, &self.lock)
-        self.count += bits_set(self.bits, first, last)
-        for page in range(first // PAGE_BITS, last // PAGE_BITS + 1):
-            self.page_dirty[page] = 1
+        opened_last = last | ((<uint64_t> 1 << shift) - 1)
+        if not self.open_locked(first, last, &opened_last):
+            return self.ticket_of(first, last)
         self.want += 1
-        ticket = self.want
         if self.unstable_count < UNSTABLE_LIMIT:
-            self.unstable[self.unstable_count].first = first
-            self.unstable[self.unstable_count].last = last
-            self.unstable[self.unstable_count].ticket = ticket
+            # Whole extents, all that were opened: who marks another block there waits too.
+            self.unstable[self.unstable_count].first = first >> shift << shift
+            self.unstable[self.unstable_count].last = opened_last
+            self.unstable[self.unstable_count].ticket = self.want
             self.unstable_count += 1
+        return self.want
+
+    cdef uint64_t ticket_of(self, uint64_t first, uint64_t last) noexcept nogil:
+        # 0 when bits of these blocks that are set, or hot, are on disk; else whom to wait for.
+        cdef uint64_t ticket = self.bulk_ticket if self.bulk_ticket > self.done else 0
+        cdef int i
+        for i in range(self.unstable_count):
+            if self.unstable[i].first <= last and first <= self.unstable[i].last:
+                ticket = max(ticket, self.unstable[i].ticket)
         return ticket
 
     cdef bint is_stable_locked(self, uint64_t first, uint64_t last) noexcept nogil:
-        cdef int i
-        if not bits_all(self.bits, first, last):
+        if self.memory_only:
+            return True
+        if not self.hot.are_hot(first >> self.hot.block_shift, last >> self.hot.block_shift) and \
+                not bits_all(self.bits, first, last):
             return False
-        for i in range(self.unstable_count):
-            if self.unstable[i].first <= last and first <= self.unstable[i].last:
-                return False
-        return True
+        return self.ticket_of(first, last) == 0
+
+    cdef bint open_locked(self, uint64_t first, uint64_t last,
+                          uint64_t *opened_last) noexcept nogil:
+        # Sets the bits; returns whether the disk lacks some, and moves opened_last where extents
+        # beyond `last` were opened too. One that is written whole needs no opening: all its bits
+        # are set anyway.
+        cdef uint32_t shift = self.hot.block_shift
+        cdef uint64_t extent, start, end
+        cdef bint lacks = False
+        for extent in range(first >> shift, (last >> shift) + 1):
+            start = max(first, extent << shift)
+            end = min(last, ((extent + 1) << shift) - 1)
+            if self.hot.are_hot(extent, extent):
+                self.hot.use(extent, extent)
+            elif not bits_all(self.bits, start, end):
+                lacks = True
+                self.page_state[start // PAGE_BITS] = PAGE_SET
+                if end - start + 1 < <uint64_t> 1 << shift:
+                    end = ((extent + self.open_extent(extent)) << shift) - 1
+                    opened_last[0] = max(opened_last[0], end)
+        self.count += bits_set(self.bits, first, last)
+        return lacks
+
+    cdef uint64_t open_extent(self, uint64_t extent) noexcept nogil:
+        # And the next ones of its page where a writer comes along; returns how many.
+        cdef uint64_t count = 1, i
+        cdef uint64_t page_end = ((extent << self.hot.block_shift) // PAGE_BITS + 1) * PAGE_BITS
+        cdef uint64_t stop = min(page_end >> self.hot.block_shift, self.hot.extents)
+        if extent and self.hot.are_hot(extent - 1, extent - 1):
+            count = min(<uint64_t> AHEAD_EXTENTS, stop - extent)
+        if self.hot.count + count > self.hot.limit:
+            for _ in range(self.hot.limit // EVICT_SHARE + count):
+                if self.hot.count == 0:
+                    break
+                self.close_extent(self.hot.next_victim(), PAGE_SET)
+        for i in range(extent, extent + count):
+            self.hot.open(i)
+        return count
+
+    cdef void close_extent(self, uint64_t extent, uint8_t state) noexcept nogil:
+        cdef uint64_t page = (extent << self.hot.block_shift) // PAGE_BITS
+        self.hot.close(extent)
+        if self.page_state[page] < state:
+            self.page_state[page] = state
 
     cdef int wait_stable(self, uint64_t ticket) noexcept nogil:
         cdef int error = 0
         pthread_mutex_lock(&self.lock)
-        while self.done < ticket and not self.memory_only:
-            if self.failed:
-                error = self.failed
-                break
-            if self.committing:
+        while self.done < ticket and not self.memory_only and not error:
+            if self.failed or self.closed:
+                error = self.failed or ESHUTDOWN
+            elif self.committing:
                 pthread_cond_wait(&self.changed, &self.lock)
             else:
-                self._commit_locked()
+                self.commit_locked(PAGE_SET)
         pthread_mutex_unlock(&self.lock)
         return error
 
     cdef void clear_locked(self, uint64_t first, uint64_t last) noexcept nogil:
-        cdef uint64_t page
+        cdef uint64_t extent
         self.count -= bits_clear(self.bits, first, last)
-        for page in range(first // PAGE_BITS, last // PAGE_BITS + 1):
-            self.page_dirty[page] = 1
+        for extent in range(first >> self.hot.block_shift, (last >> self.hot.block_shift) + 1):
+            self.note_cleared_locked(extent << self.hot.block_shift)
+
+    cdef void note_cleared_locked(self, uint64_t block) noexcept nogil:
+        cdef uint64_t extent = block >> self.hot.block_shift
+        if self.page_state[block // PAGE_BITS] == PAGE_SAME and \
+                not self.hot.are_hot(extent, extent):
+            self.page_state[block // PAGE_BITS] = PAGE_CLEARED
+
+    # ---- the disk ---------------------------------------------------------------------------
 
     cdef int commit(self) noexcept nogil:
         cdef int error
         pthread_mutex_lock(&self.lock)
         while self.committing:
             pthread_cond_wait(&self.changed, &self.lock)
-        error = self._commit_locked()
+        error = self.commit_locked(PAGE_CLEARED)
         pthread_mutex_unlock(&self.lock)
         return error
 
-    cdef int _commit_locked(self) noexcept nogil:
-        # Under lock, which is given up while the disk works. One page is copied at a time, so
-        # that marks go on meanwhile; a page marked again stays in page_dirty for the next round.
-        cdef uint64_t page, target = self.want
-        cdef int error = self.failed, i, kept
-        cdef uint8_t scratch[PAGE_BYTES]
-        cdef Io io
-        io.flags = 0
-        io.complete = NULL
-        io.owner = NULL
-        if error:
-            return error
+    cdef int commit_locked(self, uint8_t least) noexcept nogil:
+        # Under lock, which is given up while the disk works. `least` is the PageState from which
+        # on a page is written; every ticket given before is stable afterwards.
+        cdef uint64_t target = self.want
+        cdef int error
+        if self.failed or self.closed:
+            return self.failed or ESHUTDOWN
         self.committing = True
-        for page in range(self.pages):
-            if not self.page_dirty[page]:
-                continue
-            self.page_dirty[page] = 0
-            memcpy(scratch, <uint8_t *> self.bits + page * PAGE_BYTES, PAGE_BYTES)
-            pthread_mutex_unlock(&self.lock)
-            io.op = IO_WRITE
-            io.offset = BITS_OFFSET_BYTES + page * PAGE_BYTES
-            io.length = PAGE_BYTES
-            io.data = scratch
-            error = self.volume.run(&io)
-            pthread_mutex_lock(&self.lock)
-            if error:
-                self.page_dirty[page] = 1
-                break
-        if not error:
-            pthread_mutex_unlock(&self.lock)
-            io.op = IO_FLUSH
-            io.offset = 0
-            io.length = 0
-            io.data = NULL
-            error = self.volume.run(&io)
-            pthread_mutex_lock(&self.lock)
+        error = self.write_pages(least)
         if error:
+            # From here on no mark is stable, whatever its bits say.
             self.failed = error
+            self.want += 1
+            self.bulk_ticket = self.want
         else:
             self.commits += 1
-            if target > self.done:
-                self.done = target
-            kept = 0
-            for i in range(self.unstable_count):
-                if self.unstable[i].ticket > self.done:
-                    self.unstable[kept] = self.unstable[i]
-                    kept += 1
-            self.unstable_count = kept
+            self.done = target
+            self.forget_stable()
         self.committing = False
         pthread_cond_broadcast(&self.changed)
         return error
+
+    cdef int write_pages(self, uint8_t least) noexcept nogil:
+        # Pages are copied under the lock and written without it, so that marks go on meanwhile; a
+        # page that is marked again keeps its state for the next round.
+        cdef uint64_t page = 0, count = 0
+        cdef bint wrote = False
+        cdef int error = 0
+        while page < self.pages and not error:
+            if self.page_state[page] < least:
+                page += 1
+                continue
+            count = self.copy_pages(page, least)
+            wrote = True
+            error = self.run_io(IO_WRITE, BITS_OFFSET_BYTES + page * PAGE_BYTES, count * PAGE_BYTES)
+            page += count
+        if wrote and not error:
+            error = self.run_io(IO_FLUSH, 0, 0)
+        return error
+
+    cdef uint64_t copy_pages(self, uint64_t page, uint8_t least) noexcept nogil:
+        # Into scratch, from `page` on, as the disk is to have them; returns how many.
+        cdef uint32_t shift = self.hot.block_shift
+        cdef uint64_t count = 0, first = page * PAGE_BITS, extent, at
+        while count < COMMIT_PAGES and page + count < self.pages and \
+                self.page_state[page + count] >= least:
+            self.page_state[page + count] = PAGE_SAME
+            count += 1
+        memcpy(self.scratch, self.bits + page * PAGE_WORDS, count * PAGE_BYTES)
+        extent = self.hot.next_hot(first >> shift, (first + count * PAGE_BITS) >> shift)
+        while extent < min(self.hot.extents, (first + count * PAGE_BITS) >> shift):
+            at = (extent << shift) - first
+            bits_set(self.scratch, at, min(at + (<uint64_t> 1 << shift), self.blocks - first) - 1)
+            extent = self.hot.next_hot(extent + 1, (first + count * PAGE_BITS) >> shift)
+        return count
+
+    cdef int run_io(self, uint8_t op, uint64_t offset, uint64_t length) noexcept nogil:
+        # From scratch; gives up the lock meanwhile.
+        cdef Io io
+        cdef int error
+        io.op = op
+        io.flags = 0
+        io.offset = offset
+        io.length = length
+        io.data = <uint8_t *> self.scratch if length else NULL
+        io.complete = NULL
+        io.owner = NULL
+        pthread_mutex_unlock(&self.lock)
+        error = self.volume.run(&io)
+        pthread_mutex_lock(&self.lock)
+        return error
+
+    cdef void forget_stable(self) noexcept nogil:
+        cdef int i, kept = 0
+        for i in range(self.unstable_count):
+            if self.unstable[i].ticket > self.done:
+                self.unstable[kept] = self.unstable[i]
+                kept += 1
+        self.unstable_count = kept
+
+
+cdef bint any_differs(const uint8_t *page_state, uint64_t pages) noexcept nogil:
+    cdef uint64_t page
+    for page in range(pages):
+        if page_state[page] != PAGE_SAME:
+            return True
+    return False

@@ -44,6 +44,23 @@ cdef extern from *:
         }
         return n;
     }
+    static inline uint64_t trellis_bits_merge(uint64_t *w, const uint64_t *other, uint64_t words)
+    {   /* returns how many were clear before */
+        uint64_t n = 0;
+        for (uint64_t i = 0; i < words; i++) {
+            uint64_t fresh = other[i] & ~w[i];
+            if (fresh) {
+                n += (uint64_t)__builtin_popcountll(fresh);
+                w[i] |= fresh;
+            }
+        }
+        return n;
+    }
+    static inline int trellis_bits_any(const uint64_t *w, uint64_t words)
+    {
+        for (uint64_t i = 0; i < words; i++) if (w[i]) return 1;
+        return 0;
+    }
     static inline uint64_t trellis_bits_count(const uint64_t *w, uint64_t words)
     {
         uint64_t n = 0;
@@ -72,5 +89,10 @@ cdef extern from *:
     uint64_t bits_clear "trellis_bits_clear"(uint64_t *w, uint64_t first,
                                              uint64_t last) noexcept nogil
     uint64_t bits_count "trellis_bits_count"(const uint64_t *w, uint64_t words) noexcept nogil
+    # The first bit at or after `start` that has `value`; nbits when there is none.
     uint64_t bits_next "trellis_bits_next"(const uint64_t *w, uint64_t start, uint64_t nbits,
                                            int value) noexcept nogil
+    # Sets in `w` what is set in `other`.
+    uint64_t bits_merge "trellis_bits_merge"(uint64_t *w, const uint64_t *other,
+                                             uint64_t words) noexcept nogil
+    bint bits_any "trellis_bits_any"(const uint64_t *w, uint64_t words) noexcept nogil

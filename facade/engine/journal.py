@@ -93,14 +93,24 @@ class Journal:
     # ---- states and events -----------------------------------------------------------------
 
     def change(
-        self, set_id: str, name: str, state: str, flags: frozenset[str], event: Event | None
+        self,
+        set_id: str,
+        name: str,
+        state: str,
+        flags: frozenset[str],
+        event: Event | None,
+        bitmap_sequence: int | None = None,
     ) -> None:
-        """Durably record the state of one side, and its event with it."""
+        """Durably record the state of one side, and its event with it.
+
+        `bitmap_sequence` is the number of the header that its bitmap has now, where it is known.
+        """
         with self._lock, self._db:
             self._db.execute(
                 "INSERT OR REPLACE INTO sides VALUES (?, ?, ?, ?)",
                 (set_id, name, state, json.dumps(sorted(flags))),
             )
+            self._note_bitmap(set_id, bitmap_sequence)
             self._insert(event)
         self._tell()
 
@@ -108,7 +118,10 @@ class Journal:
         """Durably forget a side: it was disabled."""
         with self._lock, self._db:
             self._db.execute("DELETE FROM sides WHERE set_id=?", (set_id,))
-            self._db.execute("DELETE FROM meta WHERE key=?", (f"following:{set_id}",))
+            self._db.execute(
+                "DELETE FROM meta WHERE key IN (?, ?)",
+                (f"following:{set_id}", f"bitmap_sequence:{set_id}"),
+            )
             self._insert(event)
         self._tell()
 
@@ -119,6 +132,26 @@ class Journal:
                 "SELECT state, flags FROM sides WHERE set_id=?", (set_id,)
             ).fetchone()
         return None if row is None else (row[0], frozenset(json.loads(row[1])))
+
+    def note_bitmap(self, set_id: str, sequence: int) -> None:
+        """Durably record the number of the last header that was written to a side's bitmap."""
+        with self._lock, self._db:
+            self._note_bitmap(set_id, sequence)
+
+    def _note_bitmap(self, set_id: str, sequence: int | None) -> None:
+        if sequence is not None:
+            self._db.execute(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                (f"bitmap_sequence:{set_id}", str(sequence)),
+            )
+
+    def bitmap_sequence(self, set_id: str) -> int:
+        """Return what was recorded last; 0 before anything: every header is as new as that."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT value FROM meta WHERE key=?", (f"bitmap_sequence:{set_id}",)
+            ).fetchone()
+        return 0 if row is None else int(row[0])
 
     def record(self, event: Event) -> None:
         """Durably record an event that changes no state."""

@@ -12,8 +12,10 @@ import logging
 import os
 import sqlite3
 import threading
+from dataclasses import replace
 from typing import Any, Final
 
+from facade.bitmap_size import HEADER_SLOTS, SLOT_BYTES, bitmap_bytes
 from facade.contract.events import Event
 from facade.engine import states
 from facade.engine.bitmap_header import BitmapHeader
@@ -37,12 +39,18 @@ class Replica:
     """One side of a set. `enable` engages the layer, `disable` takes it off."""
 
     def __init__(
-        self, spec: ReplicaSpec, volume: OpenVolume, journal: Journal, bitmap: Volume | None = None
+        self,
+        spec: ReplicaSpec,
+        volume: OpenVolume,
+        journal: Journal,
+        bitmap: Volume | None = None,
+        resumes: bool = False,
     ) -> None:
         """Take an open volume; nothing happens to it yet.
 
         `bitmap` is the volume that holds the bitmap when it is open here already; without it the
-        file at `spec.bitmap_path` is opened, and is the side's own. Raises SizeDiffers,
+        file at `spec.bitmap_path` is opened, and is the side's own; with `resumes` it is made as
+        long as it must be when it is shorter. Raises SizeDiffers,
         BitmapTooSmall, OSError.
         """
         self.spec = spec
@@ -57,8 +65,10 @@ class Replica:
         self._flags: frozenset[str] = frozenset()
         _check_size(spec, volume)
         self._own_bitmap: FileVolume | None = None
+        self._bitmap_was_short = False
         if bitmap is None:
-            bitmap = self._own_bitmap = FileVolume(spec.bitmap_path)
+            bitmap, self._bitmap_was_short = open_bitmap(spec, resumes)
+            self._own_bitmap = bitmap
         try:
             self.changes = ChangeMap(bitmap, spec.size_bytes, spec.block_bytes)
         except BaseException:
@@ -130,7 +140,7 @@ class Replica:
         for event in events:
             self.journal.record(event)
         enabled = None if init == "resume" else self._event("set_enabled")
-        self.journal.change(self.spec.set_id, self.spec.name, self._state, flags, enabled)
+        self._journal_change(self._state, flags, enabled)
         # Last: from here on the bitmap is true, and whoever undoes this has it off again.
         self.volume.server.add_context(self.context)
 
@@ -157,24 +167,35 @@ class Replica:
     def _resume(self, set_id: bytes, events: list[Event]) -> frozenset[str]:
         why = self.changes.load(set_id)
         recorded = self.journal.side(self.spec.set_id)
+        sequence = self.journal.bitmap_sequence(self.spec.set_id)
         flags = recorded[1] if recorded else frozenset()
         header = self.changes.header
         if header is not None:
             flags |= header.flags
-        if "bitmap_failed" in flags and why is None:
+        if self._bitmap_was_short:
+            why = "it was shorter than its volume needs"
+        elif why is None and "bitmap_failed" in flags:
             why = "writing it had failed before the engine stopped"
-            self.changes.fill()
+        elif why is None and header is not None and header.sequence < sequence:
+            why = (
+                f"it is an older copy: its header has number {header.sequence}, the last one "
+                f"written here {sequence}"
+            )
         if why is not None:
             events.append(self._event("bitmap_untrusted", reason=why))
-            header = self._first_header(set_id)
-        assert header is not None
         if "applying" in flags:
             # Writes applied and not yet flushed may be lost, in any order.
             flags = flags - {"applying"} | {"sync_needed"}
             events.append(self._event("sync_needed"))
         flags -= {"bitmap_failed"}
-        self.changes.sync()
-        self.changes.write_header(header.next(state=states.LOGGING, flags=flags))
+        if header is None or why is not None:
+            first = self._first_header(set_id)
+            # Past every number that was in use, so that an older copy is known as one.
+            number = max(sequence, header.sequence if header else 0) + 1
+            self.changes.format(replace(first, sequence=number, flags=flags), True)
+        else:
+            self.changes.sync()
+            self.changes.write_header(header.next(state=states.LOGGING, flags=flags))
         return flags
 
     def disable(self) -> None:
@@ -192,10 +213,25 @@ class Replica:
         """Put bits on disk and let go: the engine stops."""
         self._take_layer_off()
         try:
-            self.changes.sync()
+            self.changes.sync_exact()
+            # A copy of the bitmap made while the engine ran is an older one from now on.
+            if self.changes.header is not None:
+                self.changes.write_header(self.changes.header.next())
+                self.journal.note_bitmap(self.spec.set_id, self.changes.header.sequence)
         except OSError as error:
             log.warning("%s: bitmap not written at the stop: %s", self.spec.name, error)
         self.let_go()
+
+    def cool_bitmap(self) -> None:
+        """Close extents of the bitmap that are hot without need; to be called now and then."""
+        if self.changes.failed_errno:
+            return
+        try:
+            self.changes.cool()
+        except OSError as error:
+            log.error("%s: its bitmap volume failed: %s", self.spec.name, error)
+            if self.changes.failed_errno and self._bitmap_failed(self.changes.failed_errno):
+                self.changes.go_memory_only()
 
     def let_go(self) -> None:
         """Give up the bitmap volume; the layer is off. Doing it again does nothing."""
@@ -231,7 +267,12 @@ class Replica:
             header = self.changes.header or self._first_header(bytes.fromhex(self.spec.set_id))
             self.changes.write_header(header.next(state=state, flags=flags))
         finally:
-            self.journal.change(self.spec.set_id, self.spec.name, state, flags, event)
+            self._journal_change(state, flags, event)
+
+    def _journal_change(self, state: str, flags: frozenset[str], event: Event | None) -> None:
+        header = self.changes.header  # the last one that was written: a failed one leaves it
+        sequence = None if header is None else header.sequence
+        self.journal.change(self.spec.set_id, self.spec.name, state, flags, event, sequence)
 
     def record(self, event_name: str, **data: Any) -> None:
         """Record an event that changes no state."""
@@ -249,12 +290,28 @@ class Replica:
             flags = self._flags | {"bitmap_failed"}
             event = self._event("bitmap_failed", reason=os.strerror(error))
             try:
-                self.journal.change(self.spec.set_id, self.spec.name, self._state, flags, event)
+                self._journal_change(self._state, flags, event)
             except sqlite3.Error as failure:
                 log.error("%s: bitmap and journal fail: %s", self.spec.name, failure)
                 return False
             self._flags = flags
             return True
+
+
+def open_bitmap(spec: ReplicaSpec, resumes: bool) -> tuple[FileVolume, bool]:
+    """Open a bitmap file of our own; one that was cut is made longer, and that is told."""
+    file = FileVolume(spec.bitmap_path)
+    needed_bytes = bitmap_bytes(spec.size_bytes, spec.block_bytes)
+    if not resumes or file.is_device or file.size_bytes >= needed_bytes:
+        return file, False
+    # No intact header first: what is added reads as clean blocks.
+    try:
+        headers_bytes = min(file.size_bytes, HEADER_SLOTS * SLOT_BYTES)
+        file.pwrite(0, bytes(headers_bytes), fua=True)
+    finally:
+        file.close()
+    os.truncate(spec.bitmap_path, needed_bytes)
+    return FileVolume(spec.bitmap_path), True
 
 
 def _check_size(spec: ReplicaSpec, volume: OpenVolume) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from facade.contract.errors import TrellisError
 from facade.engine import states
 from facade.engine.autosync import Autosync
+from facade.engine.bitmap_cooler import BitmapCooler
 from facade.engine.control_errors import EngineFault
 from facade.engine.job import DONE, FAILED, Job
 from facade.engine.journal import Journal
@@ -50,6 +51,7 @@ class Replicas:
         self._targets: dict[str, Target] = {}
         self._autosyncs: dict[str, Autosync] = {}
         self._closing = False
+        self._cooler = BitmapCooler(self.all)
 
     # ---- which there are ----------------------------------------------------------------------
 
@@ -97,7 +99,11 @@ class Replicas:
                 if holder is not None:
                     holder.stack.set_read_only(True)
                 replica = Replica(
-                    spec, volume, self.journal, None if holder is None else holder.file
+                    spec,
+                    volume,
+                    self.journal,
+                    None if holder is None else holder.file,
+                    init == "resume",
                 )
                 replica.enable(init)
             except BaseException as error:
@@ -114,6 +120,7 @@ class Replicas:
                 if used is not None:
                     used.sets.add(spec.set_id)
             self._replicas[spec.set_id] = replica
+            self._cooler.start()
             set_id = spec.set_id
             self._autosyncs[set_id] = Autosync(spec.name, lambda: self._sync_quietly(set_id))
             self._link_lost(replica)
@@ -291,6 +298,7 @@ class Replicas:
     def close(self) -> None:
         """End every link and take every layer off, bits durable: the engine stops."""
         self._closing = True
+        self._cooler.stop()
         for replica in self.all():
             try:
                 with self._ended_link(replica, Leaving("the engine stops", for_good=False)):

@@ -95,6 +95,8 @@ def test_marks_and_clears_are_those_of_a_set(
     # Without a sync the disk may have bits too many, never one too few.
     assert marked(reload(path)) >= model
     bitmap.sync()
+    assert marked(reload(path)) >= model
+    bitmap.sync_exact()
     assert marked(reload(path)) == model
 
 
@@ -129,6 +131,8 @@ def test_many_writers_share_commits(path: Path) -> None:
         thread.join()
     assert bitmap.dirty_blocks == 1600
     assert bitmap.commits - before <= 1600
+    assert marked(reload(path)) >= marked(bitmap)
+    bitmap.sync_exact()
     assert marked(reload(path)) == marked(bitmap)
 
 
@@ -162,6 +166,7 @@ def test_what_is_not_ours_or_damaged_counts_as_all_dirty(path: Path, damage: str
 def test_a_torn_header_leaves_the_one_before(path: Path) -> None:
     bitmap = new(path)
     bitmap.mark(3, 3)
+    bitmap.sync_exact()
     bitmap.write_header(header().next(flags=frozenset({"sync_needed"})))
     with path.open("r+b") as file:
         file.seek(4096 + 100)
@@ -186,8 +191,37 @@ def test_merge_sets_what_the_other_side_has(path: Path, tmp_path: Path) -> None:
         ours.merge(offset, piece)
         offset += len(piece)
     assert marked(ours) == expected
-    ours.sync()
+    ours.sync_exact()
     assert marked(reload(path)) == expected
+
+
+def test_runs_are_those_of_the_bits_however_long_and_wherever_pages_end(path: Path) -> None:
+    bitmap = new(path)
+    wanted = [(0, 1), (32_700, 100), (65_535, 2), (70_000, 30_003)]
+    for first, count in wanted:
+        bitmap.mark(first, first + count - 1)
+    assert bitmap.runs() == wanted
+    assert bitmap.run_array().tolist() == [number for run in wanted for number in run]
+    assert bitmap.runs(32_750) == [(32_750, 50), *wanted[2:]]
+    assert bitmap.runs(limit=2) == wanted[:2]
+    assert bitmap.dirty_blocks == sum(count for _, count in wanted)
+
+
+def test_more_runs_than_are_gathered_at_once(path: Path) -> None:
+    bitmap = new(path)
+    bitmap.merge(0, b"\x55" * bitmap.map_bytes)
+    assert bitmap.runs() == [(block, 1) for block in range(0, BLOCKS, 2)]
+    assert bitmap.dirty_blocks == (BLOCKS + 1) // 2
+
+
+def test_a_piece_of_a_map_that_is_not_words_inside_it_is_refused(path: Path) -> None:
+    bitmap = new(path)
+    for offset, size in ((4, 8), (0, 4), (bitmap.map_bytes, 8), (0, bitmap.map_bytes + 8)):
+        with pytest.raises(IndexError):
+            bitmap.merge(offset, bytes(size))
+    with pytest.raises(IndexError):
+        bitmap.export(bitmap.map_bytes + 1, 8)
+    assert bitmap.export(bitmap.map_bytes - 8, 100) == bytes(8)
 
 
 def test_bits_past_the_last_block_are_never_taken_over(path: Path) -> None:

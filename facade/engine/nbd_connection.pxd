@@ -26,6 +26,8 @@ cdef class Connection:
     cdef Transport *transport            # NULL without TLS
     cdef bint outbox_ready
     cdef bint is_structured              # the client understands chunks
+    cdef bint is_extended                # ... and has them with extended headers
+    cdef size_t request_bytes            # of a request's header
     cdef size_t read_head_bytes          # of the head before the data of a read
     cdef BufferPool pool
     cdef Queue batch                     # answered, not yet handed to the outbox
@@ -43,6 +45,7 @@ cdef class Connection:
     cdef bint is_timed                   # recv() wakes up after IDLE_RELEASE_S
     cdef int spin_misses                 # waits in a row for which asking again was in vain
     cdef int spin_rest                   # waits left that sleep at once
+    cdef bint is_draining                # no more requests are taken
 
     # A request that is not in use, waiting for one if need be; NULL: the connection cannot go on.
     cdef Request *new_request(self) noexcept nogil
@@ -71,6 +74,8 @@ cdef class Connection:
     cdef void release_idle(self) noexcept nogil
     # Wait until nothing is in flight and every reply is sent, or cannot be.
     cdef void drain(self) noexcept nogil
+    # Submit the next piece of every long request whose last one has ended; a subclass's own.
+    cdef void go_on_with_long(self) noexcept nogil
 
 # The monotonic clock.
 cdef int64_t now_ns() noexcept nogil

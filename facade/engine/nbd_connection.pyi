@@ -6,5 +6,6 @@ class Connection:
         fd: int,
         leftover: bytes,
         is_structured: bool = False,
+        is_extended: bool = False,
         session: TlsSession | None = None,
     ) -> None: ...

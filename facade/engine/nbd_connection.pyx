@@ -26,7 +26,10 @@ from facade.engine.nbd_outbox cimport (
 )
 from facade.engine.nbd_transport cimport transport_release, wire_receive
 from facade.engine.nbd_wire cimport (
-    NBD_DATA_CHUNK_BYTES,
+    NBD_CHUNK_BYTES,
+    NBD_DATA_PREFIX_BYTES,
+    NBD_EXTENDED_CHUNK_BYTES,
+    NBD_EXTENDED_REQUEST_BYTES,
     NBD_REQUEST_BYTES,
     NBD_SIMPLE_REPLY_BYTES,
 )
@@ -59,7 +62,7 @@ cdef enum:
     SPIN_REST = 32                # ... so many waits sleep at once before it is tried again
     NANOSECONDS_PER_S = 1000000000
     # Room that receiving always has: a header and the largest write without a chunk of its own.
-    INPUT_ROOM_BYTES = INLINE_BYTES_MAX + NBD_REQUEST_BYTES
+    INPUT_ROOM_BYTES = INLINE_BYTES_MAX + NBD_EXTENDED_REQUEST_BYTES
 
 
 cdef int64_t now_ns() noexcept nogil:
@@ -84,7 +87,7 @@ cdef class Connection:
         self.output = NULL
 
     def __init__(self, fd: int, leftover: bytes, is_structured: bool = False,
-                 session: TlsSession | None = None) -> None:
+                 is_extended: bool = False, session: TlsSession | None = None) -> None:
         cdef size_t length = len(leftover)
         cdef const uint8_t *data = leftover
         cdef timeval limit
@@ -92,8 +95,15 @@ cdef class Connection:
             raise ValueError(f"{length} bytes left over from the handshake; "
                              f"at most {INLINE_BYTES_MAX}")
         self.fd = fd
-        self.is_structured = is_structured
-        self.read_head_bytes = NBD_DATA_CHUNK_BYTES if is_structured else NBD_SIMPLE_REPLY_BYTES
+        self.is_structured = is_structured or is_extended
+        self.is_extended = is_extended
+        self.request_bytes = NBD_EXTENDED_REQUEST_BYTES if is_extended else NBD_REQUEST_BYTES
+        if is_extended:
+            self.read_head_bytes = NBD_EXTENDED_CHUNK_BYTES + NBD_DATA_PREFIX_BYTES
+        elif is_structured:
+            self.read_head_bytes = NBD_CHUNK_BYTES + NBD_DATA_PREFIX_BYTES
+        else:
+            self.read_head_bytes = NBD_SIMPLE_REPLY_BYTES
         self.session = session
         self.transport = NULL if session is None else &self.session.transport
         outbox_init(&self.outbox, fd, self.transport)
@@ -139,7 +149,10 @@ cdef class Connection:
         request.outbox = &self.outbox
         request.io.complete = request_completed
         request.io.owner = request
+        request.left_bytes = 0
+        request.wants_flush = False
         request.is_structured = self.is_structured
+        request.is_extended = self.is_extended
         request.is_read = False
         request.head_room = False
         request.is_laid_out = False
@@ -192,7 +205,8 @@ cdef class Connection:
         if self.send_batch() != GO_ON:
             return CONNECTION_LOST
         if self.used_requests == before:
-            outbox_wait(&self.outbox, self.submitted, False)
+            while outbox_wait(&self.outbox, self.submitted, False):
+                self.go_on_with_long()
             self.reclaim()
         if self.used_requests == before and not pool_wait(&self.pool, wanted_bytes):
             return CONNECTION_LOST
@@ -292,6 +306,7 @@ cdef class Connection:
             if has_pending:
                 count = outbox_await_input(&self.outbox, IDLE_RELEASE_S * 1000)
                 if count > 0:
+                    self.go_on_with_long()
                     continue
                 if count < 0:
                     return -1
@@ -347,6 +362,11 @@ cdef class Connection:
             self.begun_requests = 0
 
     cdef void drain(self) noexcept nogil:
+        self.is_draining = True
         self.send_batch()
-        outbox_wait(&self.outbox, self.submitted, True)
+        while outbox_wait(&self.outbox, self.submitted, True):
+            self.go_on_with_long()
         self.reclaim()
+
+    cdef void go_on_with_long(self) noexcept nogil:
+        pass

@@ -9,17 +9,19 @@ cdef enum:
     STATUS_EXTENTS_MAX = 2048
     # Questions that it may need for them: many that are alike become one extent.
     STATUS_LOOKUPS_MAX = 8192
+    # Of a bitmap so many blocks (4 MiB of bits): so long its lock is held.
+    STATUS_BLOCKS_MAX = 33554432
 
 # Extents as they go out, written one behind the other; neighbours with equal flags become one.
 cdef struct ExtentList:
     uint8_t *at              # room for `most` of them
     int count
     int most
-    uint32_t last_bytes      # length of the last one so far, and its flags
+    bint is_extended         # 64 bits of length and flags each, else 32 and lengths below 2^32
+    uint64_t last_bytes      # length of the last one so far, and its flags
     uint32_t last_flags
 
-# Add `length` bytes (the sum of all below 2^32) with `flags`. False: there is no room for it, and
-# the list ends before it.
+# Add `length` bytes with `flags`. False: there is no room for it, and the list ends before it.
 cdef bint extents_add(ExtentList *extents, uint64_t length, uint32_t flags) noexcept nogil
 
 

@@ -5,6 +5,7 @@ from libc.string cimport memcpy
 
 from facade.engine.bits cimport bits_next
 from facade.engine.nbd_wire cimport (
+    NBD_EXTENDED_EXTENT_BYTES,
     NBD_EXTENT_BYTES,
     NBD_STATE_DIRTY,
     NBD_STATE_HOLE,
@@ -14,6 +15,7 @@ from facade.engine.syscalls cimport (
     atomic_load,
     atomic_store,
     htobe32,
+    htobe64,
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
@@ -26,8 +28,6 @@ DIRTY_BITMAP_PREFIX = "qemu:dirty-bitmap:"
 
 
 cdef bint extents_add(ExtentList *extents, uint64_t length, uint32_t flags) noexcept nogil:
-    cdef uint8_t *at
-    cdef uint32_t word
     if extents.count and extents.last_flags == flags:
         extents.last_bytes += length
     elif extents.count == extents.most:
@@ -36,12 +36,22 @@ cdef bint extents_add(ExtentList *extents, uint64_t length, uint32_t flags) noex
         extents.count += 1
         extents.last_bytes = length
         extents.last_flags = flags
-        word = htobe32(flags)
-        memcpy(extents.at + (extents.count - 1) * NBD_EXTENT_BYTES + 4, &word, 4)
-    at = extents.at + (extents.count - 1) * NBD_EXTENT_BYTES
-    word = htobe32(extents.last_bytes)
-    memcpy(at, &word, 4)
+    write_last(extents)
     return True
+
+
+cdef inline void write_last(ExtentList *extents) noexcept nogil:
+    cdef uint64_t[2] long_words
+    cdef uint32_t[2] words
+    if extents.is_extended:
+        long_words[0] = htobe64(extents.last_bytes)
+        long_words[1] = htobe64(extents.last_flags)
+        memcpy(extents.at + (extents.count - 1) * NBD_EXTENDED_EXTENT_BYTES, long_words,
+               NBD_EXTENDED_EXTENT_BYTES)
+        return
+    words[0] = htobe32(<uint32_t> extents.last_bytes)
+    words[1] = htobe32(extents.last_flags)
+    memcpy(extents.at + (extents.count - 1) * NBD_EXTENT_BYTES, words, NBD_EXTENT_BYTES)
 
 
 cdef class MetaContext:
@@ -116,6 +126,8 @@ cdef class BitmapContext(MetaContext):
         cdef uint64_t stop
         cdef uint64_t run_end
         cdef bint is_dirty
+        if length >> shift > STATUS_BLOCKS_MAX:
+            end = offset + (<uint64_t> STATUS_BLOCKS_MAX << shift)
         pthread_mutex_lock(&self.bitmap.lock)
         while offset < end:
             # Bits beyond the range are not looked at: what the lock is held for has a limit.

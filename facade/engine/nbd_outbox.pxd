@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from facade.engine.io_pool cimport PoolItem
 from facade.engine.nbd_buffers cimport Chunk
 from facade.engine.nbd_transport cimport Transport, wire_is_unsent
-from facade.engine.nbd_wire cimport NBD_HEAD_BYTES_MAX, NBD_HOLE_CHUNK_BYTES
+from facade.engine.nbd_wire cimport NBD_HEAD_BYTES_MAX, NBD_READ_HEAD_BYTES_MAX
 from facade.engine.syscalls cimport iovec, pthread_cond_t, pthread_mutex_t
 from facade.engine.volume cimport Io
 
@@ -28,13 +28,17 @@ cdef struct Layout:
     uint64_t bytes                # of all pieces
     uint8_t *last_head            # of the last chunk, which carries the DONE flag
     size_t head_bytes             # of heads in use
-    uint8_t[READ_RUNS_MAX * NBD_HOLE_CHUNK_BYTES] heads
+    uint8_t[READ_RUNS_MAX * NBD_READ_HEAD_BYTES_MAX] heads
 
 cdef struct Request:
     Io io
     Outbox *outbox
     uint64_t cookie               # as the client sent it, never converted
+    uint64_t offset               # as the client sent it; io's may be another
+    uint64_t left_bytes           # of a long request, after io: what further pieces are to do
+    bint wants_flush              # ... and after the last of them a flush
     bint is_structured            # the client understands chunks
+    bint is_extended              # ... and has them with extended headers
     bint is_read                  # a reply without error carries data
     bint head_room                # io.data has room for the head right before it
     bint is_laid_out              # the reply is the layout's
@@ -48,6 +52,7 @@ cdef struct Request:
     Chunk *reply                  # holds the data of a read, or NULL
     Layout *layout                # of a read that met holes, or NULL
     uint16_t flags                # of a block status, as the client sent them
+    uint32_t contexts             # of a block status: bit n asks for context n + 1
     void *transmission            # of a block status: who tells it
     PoolItem item                 # of a block status: its place in the pool's queue
     Request *next
@@ -68,11 +73,14 @@ cdef struct Outbox:
     int error                     # errno that ended the connection's sending side, or 0
     Queue queue                   # answered, not yet sent
     Queue returned                # sent or dropped: the connection's thread may use them again
+    bint has_long                 # there may be some; the connection's thread's own
+    Queue unfinished              # a piece of them has ended: their thread submits the next
 
 cdef int outbox_init(Outbox *outbox, int fd, Transport *transport) noexcept nogil
 cdef void outbox_destroy(Outbox *outbox) noexcept nogil
 
-# Io.complete of every request: answer it and send what can be sent without waiting.
+# Io.complete of every request: answer it and send what can be sent without waiting. One that has
+# more to do is not answered: it is left to the connection's thread.
 cdef void request_completed(Io *io, int error) noexcept nogil
 
 # The same for a request that is answered already.
@@ -85,12 +93,16 @@ cdef int outbox_send(Outbox *outbox, Queue *batch) noexcept nogil
 # For the connection's thread: requests that are free again, as a list linked by `next`.
 cdef Request *outbox_returned(Outbox *outbox) noexcept nogil
 
+# For the connection's thread: the next of the unfinished requests, or NULL.
+cdef Request *outbox_unfinished(Outbox *outbox) noexcept nogil
+
 # For the connection's thread: wait until requests are returned, or `submitted` have completed and
-# nothing is left to send; sends meanwhile.
-cdef void outbox_wait(Outbox *outbox, int64_t submitted, bint for_all) noexcept nogil
+# nothing is left to send; sends meanwhile. True: there are unfinished ones, which come first.
+cdef bint outbox_wait(Outbox *outbox, int64_t submitted, bint for_all) noexcept nogil
 
 # For the connection's thread, with requests pending: wait until the client has sent something, and
-# send meanwhile what completing threads could not. 1: there may be input; 0: timed out; -1: lost.
+# send meanwhile what completing threads could not. 1: there may be input, or are unfinished
+# requests; 0: timed out; -1: lost.
 cdef int outbox_await_input(Outbox *outbox, int timeout_ms) noexcept nogil
 
 # Whether replies wait for the socket: queued, or encrypted already.

@@ -62,8 +62,24 @@ cdef void outbox_destroy(Outbox *outbox) noexcept nogil:
 
 
 cdef void request_completed(Io *io, int error) noexcept nogil:
-    answer(<Request *> io.owner, error)
-    request_answered(<Request *> io.owner)
+    cdef Request *request = <Request *> io.owner
+    if error == 0 and (request.left_bytes or request.wants_flush):
+        leave_unfinished(request)
+        return
+    answer(request, error)
+    request_answered(request)
+
+
+cdef void leave_unfinished(Request *request) noexcept nogil:
+    cdef Outbox *outbox = request.outbox
+    cdef uint64_t one = 1
+    pthread_mutex_lock(&outbox.mutex)
+    queue_push(&outbox.unfinished, request)
+    if outbox.event_fd >= 0:
+        write(outbox.event_fd, &one, sizeof(one))
+    if outbox.waiting:
+        pthread_cond_signal(&outbox.changed)
+    pthread_mutex_unlock(&outbox.mutex)
 
 
 cdef void request_answered(Request *request) noexcept nogil:
@@ -104,20 +120,33 @@ cdef Request *outbox_returned(Outbox *outbox) noexcept nogil:
     return first
 
 
-cdef void outbox_wait(Outbox *outbox, int64_t submitted, bint for_all) noexcept nogil:
+cdef Request *outbox_unfinished(Outbox *outbox) noexcept nogil:
+    cdef Request *first
+    pthread_mutex_lock(&outbox.mutex)
+    first = outbox.unfinished.first
+    if first != NULL:
+        outbox.unfinished.first = first.next
+    pthread_mutex_unlock(&outbox.mutex)
+    return first
+
+
+cdef bint outbox_wait(Outbox *outbox, int64_t submitted, bint for_all) noexcept nogil:
     cdef bint is_quiet
+    cdef bint has_unfinished = False
     pthread_mutex_lock(&outbox.mutex)
     while True:
         if not outbox.sending and outbox_has_unsent(outbox):
             flush(outbox, True)
         is_quiet = (atomic_load(&outbox.completed) == submitted and not outbox.sending
                     and not outbox_has_unsent(outbox))
-        if is_quiet or (outbox.returned.first != NULL and not for_all):
+        has_unfinished = outbox.unfinished.first != NULL
+        if is_quiet or has_unfinished or (outbox.returned.first != NULL and not for_all):
             break
         outbox.waiting = True
         pthread_cond_wait(&outbox.changed, &outbox.mutex)
         outbox.waiting = False
     pthread_mutex_unlock(&outbox.mutex)
+    return has_unfinished
 
 
 cdef int outbox_await_input(Outbox *outbox, int timeout_ms) noexcept nogil:
@@ -139,6 +168,8 @@ cdef int outbox_await_input(Outbox *outbox, int timeout_ms) noexcept nogil:
         # Before each wait: what got stuck earlier wakes nobody a second time.
         if outbox_send(outbox, &nothing):
             return -1
+        if outbox.has_long and is_left_unfinished(outbox):
+            return 1
         ready = poll(watched, 2, timeout_ms)
         if ready < 0 and errno != EINTR:
             return -1
@@ -148,6 +179,14 @@ cdef int outbox_await_input(Outbox *outbox, int timeout_ms) noexcept nogil:
             read(outbox.event_fd, &count, sizeof(count))
         if ready > 0 and watched[0].revents:
             return 1
+
+
+cdef bint is_left_unfinished(Outbox *outbox) noexcept nogil:
+    cdef bint found
+    pthread_mutex_lock(&outbox.mutex)
+    found = outbox.unfinished.first != NULL
+    pthread_mutex_unlock(&outbox.mutex)
+    return found
 
 
 # Send the queue until it is empty or (unless may_block) the socket is full. The mutex is held on

@@ -11,9 +11,9 @@ cdef void answer(Request *request, int error) noexcept nogil
 cdef void answer_chunks(Request *request, uint8_t *body, uint64_t body_bytes) noexcept nogil
 
 # The next chunk of the reply to a read; `data` is NULL for a hole. Calls are in order of offset.
-cdef void layout_add(Layout *layout, uint64_t cookie, uint64_t offset, uint64_t length,
+cdef void layout_add(Layout *layout, const Request *request, uint64_t offset, uint64_t length,
                      uint8_t *data) noexcept nogil
 
-# A chunk's head; the length counts what follows it.
-cdef void write_chunk_head(uint8_t *at, uint16_t flags, uint16_t kind, uint64_t cookie,
-                           uint32_t length) noexcept nogil
+# A chunk's head, of the kind agreed on; `length` counts what follows it. Returns the head's size.
+cdef size_t write_chunk_head(uint8_t *at, const Request *request, uint16_t flags, uint16_t kind,
+                             uint64_t length) noexcept nogil

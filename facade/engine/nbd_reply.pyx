@@ -19,9 +19,11 @@ from libc.string cimport memcpy, strlen
 
 from facade.engine.nbd_wire cimport (
     NBD_CHUNK_BYTES,
-    NBD_DATA_CHUNK_BYTES,
-    NBD_ERROR_CHUNK_BYTES,
-    NBD_HOLE_CHUNK_BYTES,
+    NBD_DATA_PREFIX_BYTES,
+    NBD_ERROR_PREFIX_BYTES,
+    NBD_EXTENDED_CHUNK_BYTES,
+    NBD_EXTENDED_REPLY_MAGIC,
+    NBD_HOLE_PREFIX_BYTES,
     NBD_REPLY_FLAG_DONE,
     NBD_REPLY_TYPE_ERROR,
     NBD_REPLY_TYPE_NONE,
@@ -81,19 +83,25 @@ cdef inline void put64(uint8_t *at, uint64_t value) noexcept nogil:
     memcpy(at, &value, 8)
 
 
-cdef void write_chunk_head(uint8_t *at, uint16_t flags, uint16_t kind, uint64_t cookie,
-                           uint32_t length) noexcept nogil:
-    put32(at, NBD_STRUCTURED_REPLY_MAGIC)
+cdef size_t write_chunk_head(uint8_t *at, const Request *request, uint16_t flags, uint16_t kind,
+                             uint64_t length) noexcept nogil:
     put16(at + 4, flags)
     put16(at + 6, kind)
-    memcpy(at + 8, &cookie, 8)
+    memcpy(at + 8, &request.cookie, 8)
+    if request.is_extended:
+        put32(at, NBD_EXTENDED_REPLY_MAGIC)
+        put64(at + 16, request.offset)
+        put64(at + 24, length)
+        return NBD_EXTENDED_CHUNK_BYTES
+    put32(at, NBD_STRUCTURED_REPLY_MAGIC)
     put32(at + 16, length)
+    return NBD_CHUNK_BYTES
 
 
 cdef void answer(Request *request, int error) noexcept nogil:
     cdef uint8_t *head = &request.head[0]
     request.sent_bytes = 0
-    if request.is_structured and (error or request.is_read):
+    if request.is_structured and (error or request.is_read or request.is_extended):
         answer_structured(request, error)
         return
     request.head_bytes = NBD_SIMPLE_REPLY_BYTES
@@ -109,7 +117,7 @@ cdef void answer(Request *request, int error) noexcept nogil:
     memcpy(head + 8, &request.cookie, 8)
 
 
-# An error, or a read: whatever carries data, or words.
+# An error, or a read: whatever carries data, or words. With extended headers everything.
 cdef void answer_structured(Request *request, int error) noexcept nogil:
     cdef uint8_t *head = &request.head[0]
     if error:
@@ -118,33 +126,35 @@ cdef void answer_structured(Request *request, int error) noexcept nogil:
         request.is_laid_out = True
         request.head_bytes = 0
         request.body_bytes = request.layout.bytes
-    elif request.io.length == 0:
-        request.head_bytes = NBD_CHUNK_BYTES
+    elif not request.is_read or request.io.length == 0:
         request.body_bytes = 0
-        write_chunk_head(head, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, request.cookie, 0)
+        request.head_bytes = write_chunk_head(head, request, NBD_REPLY_FLAG_DONE,
+                                              NBD_REPLY_TYPE_NONE, 0)
     else:
-        request.head_bytes = NBD_DATA_CHUNK_BYTES
+        request.head_bytes = NBD_DATA_PREFIX_BYTES + (
+            NBD_EXTENDED_CHUNK_BYTES if request.is_extended else NBD_CHUNK_BYTES)
         request.body = request.io.data
         request.body_bytes = request.io.length
         if request.head_room:
-            head = request.body - NBD_DATA_CHUNK_BYTES
+            head = request.body - request.head_bytes
         # All data is here: nothing can go wrong any more, so the one chunk is the last.
-        write_chunk_head(head, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_DATA, request.cookie,
-                         8 + request.io.length)
-        put64(head + NBD_CHUNK_BYTES, request.io.offset)
+        write_chunk_head(head, request, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_DATA,
+                         NBD_DATA_PREFIX_BYTES + request.io.length)
+        put64(head + request.head_bytes - NBD_DATA_PREFIX_BYTES, request.io.offset)
 
 
 cdef void answer_error(Request *request, uint32_t error) noexcept nogil:
     cdef const char *why = request.why if request.why != NULL else sentence(error)
     cdef uint16_t length = strlen(why)
+    cdef uint8_t *prefix = &request.head[0]
     request.head_room = False
-    request.head_bytes = NBD_ERROR_CHUNK_BYTES
     request.body = <uint8_t *> why
     request.body_bytes = length
-    write_chunk_head(&request.head[0], NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR, request.cookie,
-                     6 + length)
-    put32(&request.head[NBD_CHUNK_BYTES], error)
-    put16(&request.head[NBD_CHUNK_BYTES + 4], length)
+    prefix += write_chunk_head(prefix, request, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR,
+                               NBD_ERROR_PREFIX_BYTES + length)
+    put32(prefix, error)
+    put16(prefix + 4, length)
+    request.head_bytes = prefix + NBD_ERROR_PREFIX_BYTES - &request.head[0]
 
 
 cdef void answer_chunks(Request *request, uint8_t *body, uint64_t body_bytes) noexcept nogil:
@@ -154,24 +164,29 @@ cdef void answer_chunks(Request *request, uint8_t *body, uint64_t body_bytes) no
     request.body_bytes = body_bytes
 
 
-cdef void layout_add(Layout *layout, uint64_t cookie, uint64_t offset, uint64_t length,
+cdef void layout_add(Layout *layout, const Request *request, uint64_t offset, uint64_t length,
                      uint8_t *data) noexcept nogil:
     cdef uint8_t *head = &layout.heads[layout.head_bytes]
+    cdef uint8_t *end = head
     if layout.last_head != NULL:
         put16(layout.last_head + 4, 0)
     layout.last_head = head
     layout.runs += 1
     if data == NULL:
-        write_chunk_head(head, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_HOLE, cookie, 12)
-        put64(head + NBD_CHUNK_BYTES, offset)
-        put32(head + NBD_CHUNK_BYTES + 8, length)
-        layout_piece(layout, head, NBD_HOLE_CHUNK_BYTES)
-        layout.head_bytes += NBD_HOLE_CHUNK_BYTES
+        end += write_chunk_head(head, request, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_HOLE,
+                                NBD_HOLE_PREFIX_BYTES)
+        put64(end, offset)
+        put32(end + 8, length)
+        end += NBD_HOLE_PREFIX_BYTES
+    else:
+        end += write_chunk_head(head, request, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_DATA,
+                                NBD_DATA_PREFIX_BYTES + length)
+        put64(end, offset)
+        end += NBD_DATA_PREFIX_BYTES
+    layout_piece(layout, head, end - head)
+    layout.head_bytes += end - head
+    if data == NULL:
         return
-    write_chunk_head(head, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_DATA, cookie, 8 + length)
-    put64(head + NBD_CHUNK_BYTES, offset)
-    layout_piece(layout, head, NBD_DATA_CHUNK_BYTES)
-    layout.head_bytes += NBD_DATA_CHUNK_BYTES
     layout_piece(layout, data, length)
     if layout.data_end == layout.data_start:
         layout.data_start = offset

@@ -278,6 +278,7 @@ class _Connection:
                     read_only,
                     handshake.leftover,
                     structured=handshake.structured,
+                    extended=handshake.extended,
                     can_zero_fast=self._server.can_trim,
                     contexts=tuple(contexts[name] for name in handshake.contexts),
                 ).run()

@@ -18,6 +18,9 @@ cdef enum:
     HOLE_PROBE_BYTES = 4096       # read of a hole, so that a failing volume fails there as well
     KNOWN_DATA_S = 5              # for so long, what was data is not asked about again
     CACHE_BYTES_MAX = 4194304     # what one NBD_CMD_CACHE brings in, from its beginning
+    # Longer zeroes and trims go to the volume in pieces, one after the other: between two of them
+    # other requests have their turn and layers can change.
+    LONG_PIECE_BYTES = 67108864
 
 
 cdef class Transmission(Connection):
@@ -27,7 +30,8 @@ cdef class Transmission(Connection):
     cdef Rules rules
     cdef tuple contexts                  # keeps alive what the next line points to
     cdef void *contexts_at[CONTEXTS_MAX]   # MetaContext, borrowed: the nogil loop counts no owners
-    cdef bint expect_large               # the last request was a large write
+    cdef bint expect_large               # the last request had a large payload
+    cdef bint is_broken                  # the connection ended, but not as the client said
     cdef uint64_t known_data_start       # found to be data at known_data_ns; empty: nothing known
     cdef uint64_t known_data_end
     cdef int64_t known_data_ns
@@ -37,8 +41,13 @@ cdef class Transmission(Connection):
 
     cdef Step serve(self) noexcept nogil
     cdef Step take_requests(self) noexcept nogil
-    cdef Step take_large_write(self, const Header *header) noexcept nogil
-    cdef Step take_one(self, const Header *header, uint8_t *data, Chunk *payload) noexcept nogil
+    cdef Step take_large(self, const Header *header) noexcept nogil
+    cdef Step take_one(self, Header *header, uint8_t *data, Chunk *payload) noexcept nogil
+    # Zeroes and trims longer than a piece.
+    cdef Step take_long(self, Request *request) noexcept nogil
+    # 0 or errno when all is done, IO_PENDING when a piece is on its way.
+    cdef int submit_pieces(self, Request *request) noexcept nogil
+    cdef bint has_client_gone(self) noexcept nogil
     # Memory for what the volume reads; False: the connection cannot go on.
     cdef bint prepare_read(self, const Header *header, Request *request) noexcept nogil
     # Plan the reply of a long read around its holes, if there are any.
@@ -49,6 +58,9 @@ cdef class Transmission(Connection):
     cdef Step finish(self, Request *request) noexcept nogil
     # Block status: looking may take long and meet the disk, so where the volume has a pool it is
     # done there.
+    # The payload of a block status: its length and which contexts it asks for. 0 or errno.
+    cdef int parse_filter(self, Header *header, const uint8_t *data,
+                          Request *request) noexcept nogil
     cdef Step take_status(self, const Header *header, Request *request) noexcept nogil
     cdef void tell_status(self, Request *request) noexcept nogil
     # Write one context's chunk to `at`. 0 or errno; `used` is the chunk's length.

@@ -14,6 +14,7 @@ class Transmission(Connection):
         leftover: bytes = b"",
         *,
         structured: bool = False,
+        extended: bool = False,
         can_zero_fast: bool = False,
         contexts: tuple[MetaContext, ...] = (),
         session: TlsSession | None = None,

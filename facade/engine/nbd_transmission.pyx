@@ -1,7 +1,7 @@
 """The request loop of one NBD connection: what each request asks for, and its answer."""
 
-from libc.errno cimport ESHUTDOWN
-from libc.stdint cimport int64_t, uint32_t
+from libc.errno cimport EAGAIN, EINTR, EINVAL, ESHUTDOWN, errno
+from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
@@ -15,34 +15,61 @@ from facade.engine.nbd_connection cimport (
     now_ns,
 )
 from facade.engine.nbd_context cimport STATUS_EXTENTS_MAX, ExtentList, MetaContext
-from facade.engine.nbd_outbox cimport READ_RUNS_MAX, Layout, Request, queue_push, request_answered
+from facade.engine.nbd_outbox cimport (
+    READ_RUNS_MAX,
+    Layout,
+    Request,
+    outbox_unfinished,
+    queue_push,
+    request_answered,
+    request_completed,
+)
 from facade.engine.nbd_reply cimport answer, answer_chunks, layout_add, write_chunk_head
 from facade.engine.nbd_rules cimport check, has_magic, parse_header, translate
 from facade.engine.nbd_transport cimport TlsSession
 from facade.engine.nbd_wire cimport (
-    NBD_CHUNK_BYTES,
     NBD_CMD_BLOCK_STATUS,
     NBD_CMD_DISC,
     NBD_CMD_FLAG_DF,
     NBD_CMD_FLAG_REQ_ONE,
     NBD_CMD_FLUSH,
     NBD_CMD_READ,
-    NBD_CMD_WRITE,
+    NBD_DATA_PREFIX_BYTES,
+    NBD_EXTENDED_CHUNK_BYTES,
+    NBD_EXTENDED_EXTENT_BYTES,
+    NBD_EXTENDED_STATUS_PREFIX_BYTES,
     NBD_EXTENT_BYTES,
     NBD_MAX_PAYLOAD_BYTES,
     NBD_REPLY_FLAG_DONE,
     NBD_REPLY_TYPE_BLOCK_STATUS,
-    NBD_REQUEST_BYTES,
-    NBD_STATUS_CHUNK_BYTES,
+    NBD_REPLY_TYPE_BLOCK_STATUS_EXT,
+    NBD_STATUS_FILTER_BYTES,
+    NBD_STATUS_PREFIX_BYTES,
 )
-from facade.engine.syscalls cimport atomic_load, htobe32
-from facade.engine.volume cimport IO_PENDING, IO_READ, IO_WRITE, Io
+from facade.engine.syscalls cimport (
+    MSG_DONTWAIT,
+    MSG_PEEK,
+    atomic_load,
+    be32toh,
+    be64toh,
+    htobe32,
+    recv,
+)
+from facade.engine.volume cimport (
+    IO_FLUSH,
+    IO_FUA,
+    IO_PENDING,
+    IO_READ,
+    IO_WRITE,
+    Io,
+)
 from facade.engine.volume_stack cimport VolumeStack
 
 cdef enum:
     # Received at first when another large write is likely: what lands in the input is copied.
     LARGE_PEEK_BYTES = 4096
-    STATUS_BYTES_MAX = NBD_STATUS_CHUNK_BYTES + STATUS_EXTENTS_MAX * NBD_EXTENT_BYTES
+    STATUS_BYTES_MAX = (NBD_EXTENDED_CHUNK_BYTES + NBD_EXTENDED_STATUS_PREFIX_BYTES
+                        + STATUS_EXTENTS_MAX * NBD_EXTENDED_EXTENT_BYTES)
     NANOSECONDS_PER_S = 1000000000
 
 cdef int64_t KNOWN_DATA_NS = <int64_t> KNOWN_DATA_S * NANOSECONDS_PER_S
@@ -62,24 +89,26 @@ cdef class Transmission:
     """
 
     def __init__(self, fd: int, volume: Volume, read_only: bool = False, leftover: bytes = b"",
-                 *, structured: bool = False, can_zero_fast: bool = False,
+                 *, structured: bool = False, extended: bool = False, can_zero_fast: bool = False,
                  contexts: tuple[MetaContext, ...] = (),
                  session: TlsSession | None = None) -> None:
         """`leftover` is what the client sent beyond the handshake, at most 64 KiB.
 
-        `structured` says that structured replies were agreed on, `contexts` which metadata contexts
-        were selected: they are numbered from 1, as many as CONTEXTS_MAX. `can_zero_fast` is where
-        zeroes that may punch holes are punched and not written. `session` is TLS over that socket.
+        `structured` says that structured replies were agreed on, `extended` that extended headers
+        were, which brings them along, `contexts` which metadata contexts were selected: they are
+        numbered from 1, as many as CONTEXTS_MAX. `can_zero_fast` is where zeroes that may punch
+        holes are punched and not written. `session` is TLS over that socket.
         """
         cdef MetaContext context
-        Connection.__init__(self, fd, leftover, structured, session)
+        Connection.__init__(self, fd, leftover, structured, extended, session)
         if len(contexts) > CONTEXTS_MAX:
             raise ValueError(f"{len(contexts)} metadata contexts; at most {CONTEXTS_MAX}")
         self.volume = volume
         self.io_pool = (<VolumeStack> volume).pool if isinstance(volume, VolumeStack) else None
         self.has_pool = self.io_pool is not None
         self.rules.read_only = read_only
-        self.rules.is_structured = structured
+        self.rules.is_structured = self.is_structured
+        self.rules.is_extended = extended
         self.rules.can_zero_fast = can_zero_fast
         self.rules.context_count = len(contexts)
         self.contexts = contexts
@@ -102,12 +131,15 @@ cdef class Transmission:
         cdef bint is_large
         while step == GO_ON:
             step = self.take_requests()
+            if self.outbox.has_long:
+                self.go_on_with_long()
             sent = self.send_batch()
             if step == GO_ON:
                 step = sent
             if step == GO_ON:
                 is_large = self.expect_large and self.input_end == self.input_start
                 step = self.fill_input(LARGE_PEEK_BYTES if is_large else CHUNK_BYTES)
+        self.is_broken = step != CLIENT_LEFT
         self.drain()
         return step
 
@@ -115,75 +147,82 @@ cdef class Transmission:
     cdef Step take_requests(self) noexcept nogil:
         cdef Header header
         cdef uint8_t *data
+        cdef size_t header_bytes = self.request_bytes
         cdef size_t needed
         cdef Step step
-        while self.input_end - self.input_start >= NBD_REQUEST_BYTES:
+        while self.input_end - self.input_start >= header_bytes:
             data = self.input.data + self.input_start
-            if not has_magic(data):
+            if not has_magic(data, self.is_extended):
                 return CLIENT_BROKE_RULES
-            parse_header(data, &header)
-            needed = NBD_REQUEST_BYTES
+            parse_header(data, self.is_extended, &header)
+            needed = header_bytes
             self.expect_large = False
             if header.command == NBD_CMD_DISC:
                 return CLIENT_LEFT
-            if header.command == NBD_CMD_WRITE:
+            if header.payload_bytes:
                 # Where so long a payload ends cannot be trusted: nothing after it could be.
-                if header.length > NBD_MAX_PAYLOAD_BYTES:
+                if header.payload_bytes > NBD_MAX_PAYLOAD_BYTES:
                     return CLIENT_BROKE_RULES
-                if header.length > INLINE_BYTES_MAX:
-                    step = self.take_large_write(&header)
+                if header.payload_bytes > INLINE_BYTES_MAX:
+                    step = self.take_large(&header)
                     if step != GO_ON:
                         return step
                     continue
-                needed += header.length
+                needed += header.payload_bytes
                 if self.input_end - self.input_start < needed:
                     return GO_ON
             self.input_start += needed
-            step = self.take_one(&header, data + NBD_REQUEST_BYTES, self.input)
+            step = self.take_one(&header, data + header_bytes, self.input)
             if step != GO_ON:
                 return step
         return GO_ON
 
     # Header and the payload's beginning are in the input; the rest goes where it will stay.
-    cdef Step take_large_write(self, const Header *header) noexcept nogil:
+    cdef Step take_large(self, const Header *header) noexcept nogil:
+        cdef Header own = header[0]
         cdef Chunk *payload
+        cdef size_t length = header.payload_bytes
         cdef size_t have
         cdef ssize_t count
         cdef Step step
-        payload = self.new_chunk(header.length)
+        payload = self.new_chunk(length)
         if payload == NULL:
             return CONNECTION_LOST
-        self.input_start += NBD_REQUEST_BYTES
-        have = min(self.input_end - self.input_start, <size_t> header.length)
+        self.input_start += self.request_bytes
+        have = min(self.input_end - self.input_start, length)
         memcpy(payload.data, self.input.data + self.input_start, have)
         self.input_start += have
         step = GO_ON
-        if have < header.length:
+        if have < length:
             # What is answered already must not wait for the client's bytes.
             step = self.send_batch()
-        while step == GO_ON and have < header.length:
-            count = self.receive(payload.data + have, header.length - have, True, True)
+        while step == GO_ON and have < length:
+            count = self.receive(payload.data + have, length - have, True, True)
             if count <= 0:
                 step = CONNECTION_LOST
             else:
                 have += count
         if step == GO_ON:
-            step = self.take_one(header, payload.data, payload)
+            step = self.take_one(&own, payload.data, payload)
         pool_drop(&self.pool, payload)
         self.expect_large = True
         return step
 
-    # One request, whole, with the data of a write in `payload` at `data`.
-    cdef Step take_one(self, const Header *header, uint8_t *data, Chunk *payload) noexcept nogil:
+    # One request, whole, with its payload, if any, in `payload` at `data`.
+    cdef Step take_one(self, Header *header, uint8_t *data, Chunk *payload) noexcept nogil:
         cdef Request *request = self.new_request()
-        cdef int error
+        cdef int error = 0
         if request == NULL:
             return CONNECTION_LOST
         self.requests += 1
         request.cookie = header.cookie
+        request.offset = header.offset
         request.is_read = header.command == NBD_CMD_READ
+        if header.command == NBD_CMD_BLOCK_STATUS:
+            error = self.parse_filter(header, data, request)
         translate(header, &request.io)
-        error = check(&self.rules, self.volume.size_bytes, header, &request.why)
+        if error == 0:
+            error = check(&self.rules, self.volume.size_bytes, header, &request.why)
         if error == 0 and (header.length or header.command == NBD_CMD_FLUSH):
             request.why = NULL
             if request.io.op == IO_READ:
@@ -196,12 +235,64 @@ cdef class Transmission:
                 payload.users += 1
             elif header.command == NBD_CMD_BLOCK_STATUS:
                 return self.take_status(header, request)
+            elif request.io.length > LONG_PIECE_BYTES:
+                return self.take_long(request)
             error = self.volume.submit(&request.io)
             if error == IO_PENDING:
                 self.submitted += 1
                 return GO_ON
         answer(request, error)
         return self.finish(request)
+
+    cdef Step take_long(self, Request *request) noexcept nogil:
+        cdef int error
+        request.left_bytes = request.io.length
+        request.io.length = 0
+        # Pieces end before one flush for all of them is asked for: that covers them.
+        request.wants_flush = (request.io.flags & IO_FUA) != 0
+        request.io.flags &= ~IO_FUA
+        self.outbox.has_long = True
+        error = self.submit_pieces(request)
+        if error == IO_PENDING:
+            self.submitted += 1
+            return GO_ON
+        answer(request, error)
+        return self.finish(request)
+
+    cdef int submit_pieces(self, Request *request) noexcept nogil:
+        cdef Io *io = &request.io
+        cdef int error = 0
+        while error == 0:
+            if request.left_bytes:
+                io.offset += io.length
+                io.length = min(request.left_bytes, <uint64_t> LONG_PIECE_BYTES)
+                request.left_bytes -= io.length
+            elif request.wants_flush:
+                request.wants_flush = False
+                io.op = IO_FLUSH
+                io.offset = io.length = 0
+            else:
+                return 0
+            error = self.volume.submit(io)
+        return error
+
+    cdef void go_on_with_long(self) noexcept nogil:
+        cdef Request *request = outbox_unfinished(&self.outbox)
+        cdef int error
+        while request != NULL:
+            error = ESHUTDOWN if self.has_client_gone() else self.submit_pieces(request)
+            if error != IO_PENDING:
+                request_completed(&request.io, error)
+            request = outbox_unfinished(&self.outbox)
+
+    # Nobody waits for the rest of what was begun.
+    cdef bint has_client_gone(self) noexcept nogil:
+        cdef uint8_t byte = 0
+        cdef ssize_t count
+        if not self.is_draining or self.is_broken:
+            return self.is_broken
+        count = recv(self.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT)
+        return count == 0 or (count < 0 and errno != EAGAIN and errno != EINTR)
 
     cdef Step finish(self, Request *request) noexcept nogil:
         queue_push(&self.batch, request)
@@ -248,7 +339,7 @@ cdef class Transmission:
         while at < end:
             is_hole = is_hole and run_bytes >= HOLE_BYTES_MIN
             if is_hole != was_hole and at > from_at:
-                layout_add(layout, request.cookie, from_at, at - from_at,
+                layout_add(layout, request, from_at, at - from_at,
                            NULL if was_hole else io.data + (from_at - io.offset))
                 from_at = at
             was_hole = is_hole
@@ -261,7 +352,7 @@ cdef class Transmission:
         if layout.runs == 0 and not was_hole:
             free(layout)
             return
-        layout_add(layout, request.cookie, from_at, end - from_at,
+        layout_add(layout, request, from_at, end - from_at,
                    NULL if was_hole else io.data + (from_at - io.offset))
         request.layout = layout
         if layout.data_end > layout.data_start:
@@ -287,6 +378,29 @@ cdef class Transmission:
         self.known_data_start = start
         self.known_data_end = end
 
+    cdef int parse_filter(self, Header *header, const uint8_t *data,
+                          Request *request) noexcept nogil:
+        cdef uint64_t at = NBD_STATUS_FILTER_BYTES
+        cdef uint32_t number = 0
+        request.contexts = (<uint32_t> 1 << self.rules.context_count) - 1
+        if not self.is_extended or not header.payload_bytes:
+            return 0
+        request.why = b"the payload is not a length and numbers of selected contexts, each once"
+        if header.payload_bytes <= NBD_STATUS_FILTER_BYTES or header.payload_bytes % 4:
+            return EINVAL
+        memcpy(&header.length, data, NBD_STATUS_FILTER_BYTES)
+        header.length = be64toh(header.length)
+        request.contexts = 0
+        while at < header.payload_bytes:
+            memcpy(&number, data + at, 4)
+            number = be32toh(number) - 1
+            if (number >= <uint32_t> self.rules.context_count
+                    or request.contexts & <uint32_t> 1 << number):
+                return EINVAL
+            request.contexts |= <uint32_t> 1 << number
+            at += 4
+        return 0
+
     cdef Step take_status(self, const Header *header, Request *request) noexcept nogil:
         request.reply = self.new_chunk(self.rules.context_count * STATUS_BYTES_MAX)
         if request.reply == NULL:
@@ -304,13 +418,15 @@ cdef class Transmission:
         self.tell_status(request)
         return self.finish(request)
 
-    # One chunk for each selected context, all in one piece of memory.
+    # One chunk for each context that is asked for, all in one piece of memory.
     cdef void tell_status(self, Request *request) noexcept nogil:
         cdef int number
         cdef int error
         cdef size_t used = 0
         cdef size_t total = 0
         for number in range(self.rules.context_count):
+            if not request.contexts & <uint32_t> 1 << number:
+                continue
             if is_withdrawn(self.contexts_at[number]):
                 request.why = b"a selected metadata context is gone; connect again without it"
                 error = ESHUTDOWN
@@ -325,20 +441,30 @@ cdef class Transmission:
     cdef int tell_context(self, Request *request, int number, uint8_t *at,
                           size_t *used) noexcept nogil:
         cdef ExtentList found
-        cdef uint32_t word = htobe32(number + 1)
-        cdef bint is_last = number == self.rules.context_count - 1
+        cdef uint32_t[2] prefix
+        cdef size_t head_bytes = self.read_head_bytes - NBD_DATA_PREFIX_BYTES
+        cdef size_t prefix_bytes = NBD_STATUS_PREFIX_BYTES
+        cdef uint16_t kind = NBD_REPLY_TYPE_BLOCK_STATUS
+        cdef bint is_last = request.contexts >> number == 1
         cdef int error
-        found.at = at + NBD_STATUS_CHUNK_BYTES
+        if self.is_extended:
+            prefix_bytes = NBD_EXTENDED_STATUS_PREFIX_BYTES
+            kind = NBD_REPLY_TYPE_BLOCK_STATUS_EXT
+        found.at = at + head_bytes + prefix_bytes
+        found.is_extended = self.is_extended
         found.count = 0
         found.most = 1 if request.flags & NBD_CMD_FLAG_REQ_ONE else STATUS_EXTENTS_MAX
         error = (<MetaContext> self.contexts_at[number]).extents(
             request.io.offset, request.io.length, &found)
         if error:
             return error
-        used[0] = NBD_STATUS_CHUNK_BYTES + found.count * NBD_EXTENT_BYTES
-        write_chunk_head(at, NBD_REPLY_FLAG_DONE if is_last else 0, NBD_REPLY_TYPE_BLOCK_STATUS,
-                         request.cookie, used[0] - NBD_CHUNK_BYTES)
-        memcpy(at + NBD_CHUNK_BYTES, &word, 4)
+        prefix[0] = htobe32(number + 1)
+        prefix[1] = htobe32(found.count)
+        memcpy(at + head_bytes, prefix, prefix_bytes)
+        used[0] = head_bytes + prefix_bytes + found.count * (
+            NBD_EXTENDED_EXTENT_BYTES if self.is_extended else NBD_EXTENT_BYTES)
+        write_chunk_head(at, request, NBD_REPLY_FLAG_DONE if is_last else 0, kind,
+                         used[0] - head_bytes)
         return 0
 
 

@@ -5,20 +5,32 @@ cdef enum:
     NBD_REQUEST_MAGIC = 0x25609513
     NBD_SIMPLE_REPLY_MAGIC = 0x67446698
     NBD_STRUCTURED_REPLY_MAGIC = 0x668e33ef
+    NBD_EXTENDED_REQUEST_MAGIC = 0x21e41c71
+    NBD_EXTENDED_REPLY_MAGIC = 0x6e8a278c
     # magic, flags (16 bits), type (16 bits), cookie (64 bits), offset (64 bits), length
     NBD_REQUEST_BYTES = 28
+    # the same with 64 bits of length: of the payload where PAYLOAD_LEN is set, else of the effect
+    NBD_EXTENDED_REQUEST_BYTES = 32
     # magic, error, cookie (64 bits)
     NBD_SIMPLE_REPLY_BYTES = 16
     # magic, flags (16 bits), type (16 bits), cookie (64 bits), length of what follows
     NBD_CHUNK_BYTES = 20
-    # a chunk's head and what comes before its variable part
-    NBD_DATA_CHUNK_BYTES = 28          # offset (64 bits); the data follows
-    NBD_HOLE_CHUNK_BYTES = 32          # offset (64 bits), length; nothing follows
-    NBD_ERROR_CHUNK_BYTES = 26         # error, length of the message (16 bits); that follows
-    NBD_STATUS_CHUNK_BYTES = 24        # context's number; extents follow
+    # with extended headers the request's offset (64 bits) comes before that length (64 bits)
+    NBD_EXTENDED_CHUNK_BYTES = 32
+    # what follows a chunk's head, before its variable part
+    NBD_DATA_PREFIX_BYTES = 8          # offset (64 bits); the data follows
+    NBD_HOLE_PREFIX_BYTES = 12         # offset (64 bits), length; nothing follows
+    NBD_ERROR_PREFIX_BYTES = 6         # error, length of the message (16 bits); that follows
+    NBD_STATUS_PREFIX_BYTES = 4        # context's number; extents follow
+    NBD_EXTENDED_STATUS_PREFIX_BYTES = 8   # context's number, number of extents
     NBD_EXTENT_BYTES = 8               # length, flags
+    NBD_EXTENDED_EXTENT_BYTES = 16     # the same, 64 bits each
     # the longest head that a reply has before its body
-    NBD_HEAD_BYTES_MAX = NBD_DATA_CHUNK_BYTES
+    NBD_HEAD_BYTES_MAX = NBD_EXTENDED_CHUNK_BYTES + NBD_DATA_PREFIX_BYTES
+    # and the longest of a chunk in a read
+    NBD_READ_HEAD_BYTES_MAX = NBD_EXTENDED_CHUNK_BYTES + NBD_HOLE_PREFIX_BYTES
+    # payload of BLOCK_STATUS: length of the effect (64 bits), then contexts' numbers
+    NBD_STATUS_FILTER_BYTES = 8
 
 cdef enum:
     NBD_CMD_READ = 0
@@ -36,6 +48,7 @@ cdef enum:
     NBD_CMD_FLAG_DF = 4
     NBD_CMD_FLAG_REQ_ONE = 8
     NBD_CMD_FLAG_FAST_ZERO = 16
+    NBD_CMD_FLAG_PAYLOAD_LEN = 32
 
 cdef enum:
     NBD_REPLY_FLAG_DONE = 1
@@ -45,6 +58,7 @@ cdef enum:
     NBD_REPLY_TYPE_OFFSET_DATA = 1
     NBD_REPLY_TYPE_OFFSET_HOLE = 2
     NBD_REPLY_TYPE_BLOCK_STATUS = 5
+    NBD_REPLY_TYPE_BLOCK_STATUS_EXT = 6
     NBD_REPLY_TYPE_ERROR = 32769
 
 cdef enum:

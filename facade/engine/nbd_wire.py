@@ -70,7 +70,7 @@ class Export:
     flags: int
     # Metadata contexts that may be selected.
     contexts: tuple[str, ...] = ()
-    # Whether structured replies are offered, and with them contexts.
+    # Whether structured replies are offered, and with them contexts and extended headers.
     can_structured: bool = True
 
 
@@ -94,8 +94,8 @@ class Handshake:
 
     `outcome` says how it stands; `export` is the chosen one once it is TRANSMISSION; `reason` says
     why it ENDED; `leftover` is what the client sent beyond the handshake. `structured` says whether
-    structured replies were agreed on, `contexts` which metadata contexts were selected (the first
-    has number 1).
+    structured replies were agreed on, `extended` whether extended headers were (which bring them
+    along), `contexts` which metadata contexts were selected (the first has number 1).
 
     With `needs_tls` (the protocol's FORCEDTLS) nothing is told before TLS: when `outcome` is
     STARTTLS and the answer is sent, lead the TLS handshake and call `secured`.
@@ -133,6 +133,7 @@ class Handshake:
     def _forget_options(self) -> None:
         """Set everything that options agree on to what it is at first."""
         self.structured = False
+        self.extended = False
         self.contexts: tuple[str, ...] = ()
         self._contexts_of: Export | None = None
 
@@ -245,6 +246,8 @@ class Handshake:
             self._take_go(option, payload)
         elif option == Opt.STRUCTURED_REPLY and self._can_structured:
             self._take_structured(payload)
+        elif option == Opt.EXTENDED_HEADERS and self._can_structured:
+            self._take_extended(payload)
         elif option in (Opt.LIST_META_CONTEXT, Opt.SET_META_CONTEXT) and self._can_structured:
             self._take_meta(option, payload)
         else:
@@ -267,6 +270,9 @@ class Handshake:
             self.outcome = Outcome.STARTTLS
 
     def _take_export_name(self, payload: bytes) -> None:
+        if self.extended:
+            self._end("EXPORT_NAME is not for extended headers")
+            return
         export = self._find(payload)
         if export is None:
             self._end(self._why_not(payload)[1].decode())
@@ -314,8 +320,19 @@ class Handshake:
         if payload:
             self._reply(Opt.STRUCTURED_REPLY, Rep.ERR_INVALID, b"this option takes no data")
             return
+        if self.extended:
+            told = b"extended headers were agreed on; they come first"
+            self._reply(Opt.STRUCTURED_REPLY, Rep.ERR_EXT_HEADER_REQD, told)
+            return
         self.structured = True
         self._reply(Opt.STRUCTURED_REPLY, Rep.ACK)
+
+    def _take_extended(self, payload: bytes) -> None:
+        if payload:
+            self._reply(Opt.EXTENDED_HEADERS, Rep.ERR_INVALID, b"this option takes no data")
+            return
+        self.structured = self.extended = True
+        self._reply(Opt.EXTENDED_HEADERS, Rep.ACK)
 
     def _take_meta(self, option: int, payload: bytes) -> None:
         is_set = option == Opt.SET_META_CONTEXT
@@ -323,7 +340,8 @@ class Handshake:
             # What was selected before is replaced, whatever becomes of this.
             self.contexts, self._contexts_of = (), None
         if not self.structured:
-            self._reply(option, Rep.ERR_INVALID, b"ask for structured replies first")
+            told = b"ask for structured replies or extended headers first"
+            self._reply(option, Rep.ERR_INVALID, told)
             return
         try:
             asked = parse_meta(payload)
@@ -345,7 +363,12 @@ class Handshake:
         self._reply(option, Rep.ACK)
 
     def _flags_of(self, export: Export) -> int:
-        return export.flags | (TransmissionFlag.SEND_DF if self.structured else 0)
+        flags = export.flags
+        if self.structured:
+            flags |= TransmissionFlag.SEND_DF
+        if self.extended and self._contexts_of is export and self.contexts:
+            flags |= TransmissionFlag.BLOCK_STATUS_PAYLOAD
+        return flags
 
     def _find(self, encoded: bytes) -> Export | None:
         if len(encoded) > EXPORT_NAME_MAX_BYTES:

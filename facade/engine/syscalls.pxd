@@ -84,6 +84,7 @@ cdef extern from "<sys/time.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     enum:
         MSG_DONTWAIT
+        MSG_PEEK
         MSG_NOSIGNAL
         MSG_WAITALL
         SHUT_RDWR

@@ -19,11 +19,13 @@ REPLY_MAGIC = 0x3E889045565A9
 REQUEST_MAGIC = 0x25609513
 SIMPLE_REPLY_MAGIC = 0x67446698
 CHUNK_MAGIC = 0x668E33EF
+EXTENDED_REQUEST_MAGIC = 0x21E41C71
+EXTENDED_REPLY_MAGIC = 0x6E8A278C
 OPT_EXPORT_NAME, OPT_ABORT, OPT_LIST, OPT_INFO, OPT_GO = 1, 2, 3, 6, 7
-OPT_STRUCTURED, OPT_LIST_META, OPT_SET_META = 8, 9, 10
-NONE, OFFSET_DATA, OFFSET_HOLE, STATUS, ERROR = 0, 1, 2, 5, (1 << 15) + 1
+OPT_STRUCTURED, OPT_LIST_META, OPT_SET_META, OPT_EXTENDED = 8, 9, 10, 11
+NONE, OFFSET_DATA, OFFSET_HOLE, STATUS, STATUS_EXT, ERROR = 0, 1, 2, 5, 6, (1 << 15) + 1
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
-FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = 1, 2, 4, 8, 16, 32
 EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ESHUTDOWN = (
     1, 5, 12, 22, 28, 75, 95, 108,
 )  # fmt: skip
@@ -54,6 +56,14 @@ def write(offset: int, data: bytes, *, cookie: int = 1, flags: int = 0) -> bytes
     return request(WRITE, offset, len(data), cookie=cookie, flags=flags, data=data)
 
 
+def extended(command: int, offset: int = 0, length: int = 0, *, cookie: int = 1, flags: int = 0,
+             data: bytes = b"", magic: int = EXTENDED_REQUEST_MAGIC) -> bytes:  # fmt: skip
+    """A request with an extended header; `data`, if any, is its payload and gives the length."""
+    if data:
+        flags, length = flags | PAYLOAD_LEN, len(data)
+    return struct.pack(">IHHQQQ", magic, flags, command, cookie, offset, length) + data
+
+
 class Chunk(NamedTuple):
     """One chunk of a structured reply."""
 
@@ -66,7 +76,8 @@ class Chunk(NamedTuple):
 class RawClient:
     """A connection on which anything can be said. `transmission=True` says GO first.
 
-    With `structured` it agrees on chunks before that, and selects `contexts`.
+    With `structured` it agrees on chunks before that, with `extended` on extended headers (which
+    bring chunks along), and selects `contexts`.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class RawClient:
         *,
         transmission: bool = True,
         structured: bool = False,
+        extended: bool = False,
         contexts: tuple[str, ...] = (),
     ) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -87,6 +99,8 @@ class RawClient:
                 self.send(struct.pack(">I", 3))
                 if structured:
                     self.negotiate(option(OPT_STRUCTURED))
+                if extended:
+                    self.negotiate(option(OPT_EXTENDED))
                 if contexts:
                     told = self.negotiate(option(OPT_SET_META, meta_data(contexts)))
                     self.selected = {one[4:].decode(): int.from_bytes(one[:4]) for one in told}
@@ -136,11 +150,23 @@ class RawClient:
         assert flags in (0, 1)
         return Chunk(bool(flags), kind, cookie, self.take(length))
 
-    def take_chunks(self) -> list[Chunk]:
-        """Return the chunks of one reply."""
-        chunks = [self.take_chunk()]
+    def take_extended_chunk(self, offset: int) -> Chunk:
+        """A chunk with an extended head, of the reply to a request at `offset`."""
+        magic, flags, kind, cookie, told, length = struct.unpack(">IHHQQQ", self.take(32))
+        assert magic == EXTENDED_REPLY_MAGIC
+        assert flags in (0, 1)
+        assert told == offset
+        return Chunk(bool(flags), kind, cookie, self.take(length))
+
+    def take_chunks(self, offset: int | None = None) -> list[Chunk]:
+        """Return the chunks of one reply; with `offset` they have extended heads that repeat it."""
+
+        def take() -> Chunk:
+            return self.take_chunk() if offset is None else self.take_extended_chunk(offset)
+
+        chunks = [take()]
         while not chunks[-1].is_last:
-            chunks.append(self.take_chunk())
+            chunks.append(take())
             assert chunks[-1].cookie == chunks[0].cookie
         return chunks
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -26,6 +27,7 @@ from tests.engine.nbd_raw import (
     OPT_LIST,
     REPLY_MAGIC,
     go_data,
+    meta_data,
     option,
 )
 
@@ -110,7 +112,7 @@ def test_abort_is_acknowledged_and_ends() -> None:
     assert handshake.outcome is Outcome.ENDED
 
 
-@pytest.mark.parametrize("number", [0, 4, 5, 11, 2**32 - 1])
+@pytest.mark.parametrize("number", [0, 4, 5, 12, 2**32 - 1])
 def test_unknown_options_are_unsupported_and_the_next_is_parsed(number: int) -> None:
     handshake = begin()
     assert replies(handshake.receive(option(number, b"some data")))[0][:2] == (number, UNSUP)
@@ -175,3 +177,60 @@ def test_random_bytes_are_survived_and_nothing_grows(noise: bytes) -> None:
     handshake.receive(noise)
     handshake.receive(option(OPT_LIST) + noise)
     assert len(handshake.leftover) <= 2 * len(noise) + 100
+
+
+EXTENDED, STRUCTURED, SET_META = 11, 8, 10
+EXT_HEADER_REQD = 2**31 + 10
+
+
+def flags_told(answer: bytes) -> int:
+    return int(struct.unpack_from(">HQH", replies(answer)[0][2])[2])
+
+
+def test_extended_headers_come_with_structured_replies_and_before_them() -> None:
+    handshake = begin()
+    assert replies(handshake.receive(option(EXTENDED))) == [(EXTENDED, ACK, b"")]
+    assert (handshake.structured, handshake.extended) == (True, True)
+    assert replies(handshake.receive(option(EXTENDED)))[0][1] == ACK
+    assert replies(handshake.receive(option(STRUCTURED)))[0][1] == EXT_HEADER_REQD
+    handshake.receive(option(OPT_GO, go_data()))
+    assert handshake.outcome is Outcome.TRANSMISSION
+    assert (handshake.structured, handshake.extended) == (True, True)
+
+
+def test_extended_headers_after_structured_replies() -> None:
+    handshake = begin()
+    assert replies(handshake.receive(option(STRUCTURED)))[0][1] == ACK
+    assert replies(handshake.receive(option(EXTENDED)))[0][1] == ACK
+    assert handshake.extended
+
+
+def test_extended_headers_take_no_data() -> None:
+    handshake = begin()
+    assert replies(handshake.receive(option(EXTENDED, b"x")))[0][1] == INVALID
+    assert not handshake.extended
+
+
+def test_export_name_is_not_for_extended_headers() -> None:
+    handshake = begin()
+    handshake.receive(option(EXTENDED))
+    assert handshake.receive(option(OPT_EXPORT_NAME)) == b""
+    assert handshake.outcome is Outcome.ENDED
+
+
+def test_the_filter_of_block_status_is_for_who_can_use_it() -> None:
+    export = replace(EXPORT, contexts=("base:allocation",))
+    filter_flag = 1 << 12
+    for agreed in (STRUCTURED, EXTENDED):
+        handshake = Handshake({export.name: export}, export.name)
+        handshake.receive(FLAGS + option(agreed))
+        assert not flags_told(handshake.receive(option(OPT_INFO, go_data()))) & filter_flag
+        handshake.receive(option(SET_META, meta_data(("base:allocation",))))
+        told = flags_told(handshake.receive(option(OPT_GO, go_data())))
+        assert bool(told & filter_flag) is (agreed == EXTENDED)
+
+
+def test_where_there_are_no_structured_replies_there_are_no_extended_headers() -> None:
+    export = replace(EXPORT, can_structured=False)
+    handshake = Handshake({export.name: export}, export.name)
+    assert replies(handshake.receive(FLAGS + option(EXTENDED)))[0][1] == UNSUP

@@ -14,6 +14,7 @@ from beans.base import method
 from beans.errors import BeanUnavailable
 from beans.proxy import BeanProxy
 from beans.replication_side_bean import LEAF_TIMEOUT_S, ReplicationSideBean
+from facade.attachment_errors import VolumeAttached
 from facade.bitmap_size import BLOCK_BYTES
 from facade.config_store import SetRecord
 from facade.contract.errors import UnreachableError
@@ -167,7 +168,10 @@ class ReplicationBean(ReplicationSideBean):
     def sync(
         self, name: str, kind: str = "update", keep: str | None = None, reverse: bool = False
     ) -> Mapping[str, Any]:
-        """Start a synchronisation and give its job. Raises SetNotEnabled, and the engine's own."""
+        """Start a synchronisation and give its job.
+
+        Raises SetNotEnabled, VolumeAttached (the target has a local path), and the engine's own.
+        """
         if reverse:
             raise Unsupported(
                 what="A reverse synchronisation",
@@ -185,6 +189,11 @@ class ReplicationBean(ReplicationSideBean):
             for side in (mine, theirs):
                 if not side.enabled or side.engine is None:
                     raise SetNotEnabled(name=name, host=side.host)
+            # Programs that have the target open would see it change under them.
+            if theirs.attached is not None:
+                raise VolumeAttached(
+                    volume=record.spec["peer_volume"], path=theirs.attached, host=theirs.host
+                )
             if record.spec["peer_link"] != theirs.link:
                 record = self._side.move_link(record, theirs.link)
             started = self._system.sync(record, kind, keep, theirs.link)

@@ -248,3 +248,4 @@ class PeerSet(Strict):
     link = fields.String(required=True)
     engine = fields.Dict(keys=fields.String(), required=True, allow_none=True)
     engine_error = fields.Dict(keys=fields.String(), required=True, allow_none=True)
+    attached = fields.String(required=True, allow_none=True)

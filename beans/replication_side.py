@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from beans.proxy import BeanProxy, Federation
+from facade.attachment_errors import VolumeAttached
 from facade.config_store import SetRecord
 from facade.contract.errors import TrellisError
 from facade.errors import SetBusy, UnknownSet, UnknownVolume, VolumeBusy
@@ -183,5 +184,5 @@ class ReplicationSide:
     def _release(self, volume: str) -> None:
         try:
             self._volume.disable(name=volume)
-        except (VolumeBusy, UnknownVolume):
+        except (VolumeBusy, VolumeAttached, UnknownVolume):
             pass  # somebody has found a use for it meanwhile, or it is gone

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import facade.volume_events
 from beans.base import Bean, method
 from beans.volume_schemas import (
+    AttachArgs,
     CreateArgs,
     NameArgs,
     Suitability,
@@ -34,6 +36,12 @@ SERVICE: Final = facade.volume_events.VOLUME_SERVICE
 RECONCILE_INTERVAL_S: Final = 30.0
 """How often the bean looks for volumes under control that the engine does not serve."""
 
+ATTACHMENTS_INTERVAL_S: Final = 2.0
+"""How often the bean looks whether attachments work; broken ones are made anew."""
+
+ATTACH_TIMEOUT_S: Final = 45.0
+"""For `attach` and `detach`: a helper's start or end, and a flush of all that was written."""
+
 CHANGE_WAIT_S: Final = 5.0
 """How long a change of a volume's control waits for another one to end."""
 
@@ -52,6 +60,7 @@ class VolumeBean(Bean):
         self._opened: tuple[ConfigStore, VolumeSystem] | None = None
         self._changing = threading.Lock()
         self._missing: set[str] = set()
+        self._broken: set[str] = set()
 
     def start(self) -> None:
         """Open the store, and begin to look after the volumes under control."""
@@ -111,7 +120,7 @@ class VolumeBean(Bean):
 
     @method(args=NameArgs, result=Volume, timeout_s=20.0)
     def disable(self, name: str) -> Mapping[str, Any]:
-        """Take a volume out of control. Raises VolumeBusy while a set or a client uses it."""
+        """Take a volume out of control. Raises VolumeAttached, VolumeBusy (a set, a client)."""
         with self._change(name):
             if self._volumes.describe(name).control != "none":
                 self._volumes.close(name)
@@ -128,6 +137,37 @@ class VolumeBean(Bean):
     def uri(self, name: str) -> Mapping[str, Any]:
         """Give a volume's NBD address. Raises VolumeNotControlled."""
         return {"host": self.host, "name": name, "uri": self._volumes.uri(name)}
+
+    @method(args=AttachArgs, result=Volume, timeout_s=ATTACH_TIMEOUT_S)
+    def attach(
+        self, name: str, path: str, helper: str | None = None, read_only: bool = False
+    ) -> Mapping[str, Any]:
+        """Give a volume under control a path on this host, until `detach`.
+
+        Raises VolumeNotControlled, VolumeAttached, AttachPathTaken, PathRefused,
+        AttachmentUnavailable, AttachmentFailed, EngineUnreachable; then nothing is left of it.
+        """
+        with self._change(name):
+            self._volumes.find(name)
+            made = self._volumes.attachments.attach(name, path, helper, read_only, self.caller())
+            self._broken.discard(name)
+        if made is not None:
+            self._post("volume_attached", name, path=path, helper=made.helper)
+        return self._volumes.show(name)
+
+    @method(args=NameArgs, result=Volume, timeout_s=ATTACH_TIMEOUT_S)
+    def detach(self, name: str) -> Mapping[str, Any]:
+        """Take a volume's path away; one that has none is fine.
+
+        Raises AttachmentInUse, and then nothing is changed; DetachUnflushed when it is done.
+        """
+        with self._change(name):
+            self._volumes.find(name)
+            ended = self._volumes.attachments.detach(name, self.caller())
+            self._broken.discard(name)
+        if ended is not None:
+            self._post("volume_detached", name, path=ended.path)
+        return self._volumes.show(name)
 
     @method(args=SuitArgs, result=Suitability)
     def suit(self, name: str, role: str, min_size_bytes: int = 0) -> Mapping[str, Any]:
@@ -146,16 +186,43 @@ class VolumeBean(Bean):
         self.post(new_event(SERVICE, event, self.host, subject, **data))
 
     def _look_after(self) -> None:
-        """Let the engine open what it should serve: after a crash between record and opening."""
+        """Let the engine open what it should serve: after a crash between record and opening.
+
+        And make attachments anew that have lost their helper, their engine or their machine.
+        """
+        due_s = 0.0
         while not self.stopping.is_set():
+            is_due = time.monotonic() >= due_s
             try:
                 with self._changing:
-                    self._reconcile()
+                    if is_due:
+                        due_s = time.monotonic() + RECONCILE_INTERVAL_S
+                        self._reconcile()
+                    self._look_at_attachments(again=is_due)
             except UnreachableError:
                 pass  # an engine that starts opens everything by itself
             except TrellisError as error:
                 _log.warning("cannot look after the volumes: %s", error)
-            self.stopping.wait(RECONCILE_INTERVAL_S)
+            self.stopping.wait(ATTACHMENTS_INTERVAL_S)
+
+    def _look_at_attachments(self, again: bool) -> None:
+        """`again`: also those that could not be made anew the last time."""
+        for found in self._volumes.attachments.look(besides=() if again else self._broken):
+            record = found.record
+            if found.error is None:
+                self._broken.discard(record.volume)
+                self._post(
+                    "attachment_restored", record.volume, path=record.path, reason=found.reason
+                )
+            elif record.volume not in self._broken:
+                self._broken.add(record.volume)
+                self._post(
+                    "attachment_broken",
+                    record.volume,
+                    path=record.path,
+                    reason=found.reason,
+                    error=found.error.message,
+                )
 
     def _reconcile(self) -> None:
         missing = {record.name: record for record in self._volumes.missing()}

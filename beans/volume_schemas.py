@@ -8,6 +8,8 @@ enable    name                          Volume     under SVI control
 disable   name                          Volume     refused while a set uses it
 uses      name                          [Use]
 uri       name                          Uri
+attach    name, path, helper, read_only Volume     a local path, until detach
+detach    name                          Volume     refused while the path is in use
 suit      name, role, min_size_bytes    Suitability
 describe  name                          Suitability (of no role)
 """
@@ -30,6 +32,17 @@ class CreateArgs(Strict):
     size_bytes = fields.Integer(required=True, strict=True)
 
 
+class AttachArgs(Strict):
+    """Which volume gets which path on the bean's host; `helper` null: the best there is."""
+
+    name = fields.String(required=True)
+    path = fields.String(required=True)
+    helper = fields.String(
+        load_default=None, allow_none=True, validate=validate.OneOf(["nbd", "nbdfuse"])
+    )
+    read_only = fields.Boolean(load_default=False)
+
+
 class SuitArgs(Strict):
     """Which volume, for what."""
 
@@ -46,6 +59,17 @@ class Use(Strict):
     role = fields.String(required=True)
 
 
+class Attached(Strict):
+    """Where local programs reach a volume, and whether that works."""
+
+    path = fields.String(required=True)
+    helper = fields.String(required=True)  # nbd, nbdfuse
+    target = fields.String(required=True)  # what the path is a symbolic link to
+    read_only = fields.Boolean(required=True)
+    state = fields.String(required=True)  # up, waiting (for the engine), broken
+    reason = fields.String(required=True, allow_none=True)  # why it is not up
+
+
 class Volume(Strict):
     """A volume, as everybody sees it (DESIGN section 9)."""
 
@@ -57,6 +81,7 @@ class Volume(Strict):
     control = fields.String(required=True)  # none, svi, ste
     uri = fields.String(required=True, allow_none=True)
     uses = fields.List(fields.Nested(Use), required=True)
+    attached = fields.Nested(Attached, required=True, allow_none=True)
     problem = fields.String(required=True, allow_none=True)  # why no service could use it now
 
 

@@ -67,6 +67,10 @@ def attention(
         for volume in things[one["host"]]["volumes"] or ():
             if volume["control"] != "none" and volume["problem"]:
                 found.append(_item(f"{one['host']}:{volume['name']}", volume["problem"]))
+            attached = volume["attached"]
+            if attached is not None and attached["state"] == "broken":
+                problem = f"attached to {attached['path']}, but {attached['reason']}"
+                found.append(_item(f"{one['host']}:{volume['name']}", problem))
     for one in sets:
         name = str(one["name"])
         # A secondary is marked `applying` for as long as it takes writes: no trouble while it does.

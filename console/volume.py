@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +14,6 @@ from console.console import Console
 from console.errors import unsupported
 from console.output import fields, table
 from console.sizes import Size, human_bytes
-from facade.contract.errors import TrellisError
 
 BEAN = "volume"
 
@@ -110,25 +111,30 @@ def uri(console: Console, name: str) -> None:
 @volume.command()
 @click.argument("name", metavar="V")
 @click.argument("path", metavar="PATH")
-def attach(name: str, path: str) -> None:
-    """Not in this version: make a local device of a volume."""
-    raise _no_attach(name)
+@click.option(
+    "--helper",
+    type=click.Choice(["nbd", "nbdfuse"]),
+    help="What makes the path: the kernel's nbd (default where there is one), or FUSE.",
+)
+@click.option("--read-only", is_flag=True, help="Programs can read there and not write.")
+@pass_console
+def attach(console: Console, name: str, path: str, helper: str | None, read_only: bool) -> None:
+    """Give local programs a path for a volume, until `detach`.
+
+    PATH must not exist; it becomes a symbolic link to a device or file of the volume's size, on
+    the host that the command names. It is there again after a restart of engine or machine.
+    """
+    where = os.path.normpath(Path(path).absolute())
+    done = console.bean(BEAN).attach(name=name, path=where, helper=helper, read_only=read_only)
+    _show(console, done)
 
 
 @volume.command()
 @click.argument("name", metavar="V")
-def detach(name: str) -> None:
-    """Not in this version: undo `attach`."""
-    raise _no_attach(name)
-
-
-def _no_attach(name: str) -> TrellisError:
-    return unsupported(
-        "Attaching a volume",
-        "it makes no local devices yet",
-        f"Any NBD client reaches the volume at the address that `trellis volume uri {name}` prints;"
-        " `nbd-client -unix` makes a device of it.",
-    )
+@pass_console
+def detach(console: Console, name: str) -> None:
+    """Flush a volume and take its path away; refused while the path is in use."""
+    _show(console, console.bean(BEAN).detach(name=name))
 
 
 def uses_line(found: list[Mapping[str, Any]]) -> str:
@@ -146,6 +152,11 @@ def _show(console: Console, one: Mapping[str, Any]) -> None:
         ("uri", one["uri"]),
         ("used by", uses_line(one["uses"])),
     ]
+    attached = one.get("attached")
+    if attached:
+        state = attached["state"] + (f": {attached['reason']}" if attached["reason"] else "")
+        mode = ", read-only" if attached["read_only"] else ""
+        pairs.append(("attached", f"{attached['path']} ({attached['helper']}{mode}), {state}"))
     if one.get("problem"):
         pairs.append(("problem", one["problem"]))
     console.show(one, fields(pairs))

@@ -14,6 +14,17 @@ class VolumeRecord:
 
 
 @dataclass(frozen=True)
+class Attachment:
+    """A volume that local programs reach by a path, from `attach` until `detach`."""
+
+    volume: str
+    path: str  # what programs open: a symbolic link to the target
+    helper: str  # "nbd", "nbdfuse"
+    target: str  # the device, or the file that FUSE serves
+    read_only: bool
+
+
+@dataclass(frozen=True)
 class SetRecord:
     """A set of one data service, as this host was asked to have it."""
 

@@ -6,8 +6,19 @@ from typing import Final
 
 from facade.errors import StoreDamaged, StoreError, StoreFull, StoreUnavailable
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """Stands in the file's user_version; a later one is refused, 0 is an empty file."""
+
+_ATTACHMENTS: Final = """CREATE TABLE attachments (
+        volume TEXT PRIMARY KEY,
+        path TEXT NOT NULL UNIQUE,
+        helper TEXT NOT NULL CHECK (helper IN ('nbd', 'nbdfuse')),
+        target TEXT NOT NULL,
+        read_only INTEGER NOT NULL CHECK (read_only IN (0, 1))
+    ) STRICT"""
+
+MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {1: (_ATTACHMENTS,)}
+"""Statements that make the next format of the one that is the key; data stays."""
 
 TABLES: Final = (
     """CREATE TABLE volumes (
@@ -46,6 +57,7 @@ TABLES: Final = (
         what TEXT NOT NULL,
         detail TEXT NOT NULL
     ) STRICT""",
+    _ATTACHMENTS,
 )
 
 

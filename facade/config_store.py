@@ -16,12 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from facade.config_records import Change, Intent, SetRecord, Use, VolumeRecord
-from facade.config_schema import SCHEMA_VERSION, TABLES, store_error
+from facade.attachment_errors import VolumeAttached
+from facade.config_records import Attachment, Change, Intent, SetRecord, Use, VolumeRecord
+from facade.config_schema import MIGRATIONS, SCHEMA_VERSION, TABLES, store_error
 from facade.contract.events import now
 from facade.errors import PathRefused, SetExists, StoreDamaged, StoreVersion, VolumeBusy
 
-__all__ = ["Change", "ConfigStore", "Intent", "SetRecord", "Use", "VolumeRecord"]
+__all__ = ["Attachment", "Change", "ConfigStore", "Intent", "SetRecord", "Use", "VolumeRecord"]
 
 BUSY_TIMEOUT_S: Final = 10.0
 """How long a change waits for another process's change."""
@@ -92,14 +93,54 @@ class ConfigStore:
             )
 
     def drop_volume(self, name: str, who: str = "") -> None:
-        """Forget a volume; one that is not there is fine. Raises VolumeBusy while it is used."""
+        """Forget a volume; one that is not there is fine.
+
+        Raises VolumeBusy while a set uses it, VolumeAttached while it is attached.
+        """
         with self._change(who, "drop_volume", {"name": name}) as db:
             use = db.execute(
                 "SELECT set_name, role FROM uses WHERE volume = ? LIMIT 1", (name,)
             ).fetchone()
             if use is not None:
                 raise VolumeBusy(volume=name, used_by=use[0], role=use[1])
+            attached = db.execute(
+                "SELECT path FROM attachments WHERE volume = ?", (name,)
+            ).fetchone()
+            if attached is not None:
+                raise VolumeAttached(volume=name, path=attached[0], host=self.host)
             db.execute("DELETE FROM volumes WHERE name = ?", (name,))
+
+    # Attachments
+
+    def attachments(self) -> list[Attachment]:
+        """Return every volume that is attached to a path, by volume."""
+        rows = self._rows(
+            "SELECT volume, path, helper, target, read_only FROM attachments ORDER BY volume"
+        )
+        return [Attachment(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
+
+    def attachment(self, volume: str) -> Attachment | None:
+        """Return where a volume is attached, None where it is not."""
+        return next((one for one in self.attachments() if one.volume == volume), None)
+
+    def put_attachment(self, record: Attachment, who: str = "") -> None:
+        """Record an attachment. Raises PathRefused where another volume has its path."""
+        with self._change(who, "put_attachment", asdict(record)) as db:
+            other = db.execute(
+                "SELECT volume FROM attachments WHERE path = ? AND volume <> ?",
+                (record.path, record.volume),
+            ).fetchone()
+            if other is not None:
+                raise PathRefused(path=record.path, reason=f"{other[0]} is attached there")
+            db.execute(
+                "INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?, ?)",
+                (record.volume, record.path, record.helper, record.target, int(record.read_only)),
+            )
+
+    def drop_attachment(self, volume: str, who: str = "") -> None:
+        """Forget an attachment; one that is not there is fine."""
+        with self._change(who, "drop_attachment", {"volume": volume}) as db:
+            db.execute("DELETE FROM attachments WHERE volume = ?", (volume,))
 
     # Sets and the volumes they use
 
@@ -252,16 +293,20 @@ class ConfigStore:
         if not self.path.exists():
             return _empty()
         db = _connect(f"file:{_quoted(self.path)}?mode=ro")
-        if self._version(db) == 0:
-            db.close()
-            return _empty()
-        return db
+        found = self._version(db)
+        if found == SCHEMA_VERSION:
+            return db
+        with closing(db):
+            return _empty() if found == 0 else _upgraded_copy(db, found)
 
     def _prepared(self, db: sqlite3.Connection) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        if self._version(db) == 0:
+        found = self._version(db)
+        if found == 0:
             _create_tables(db)
+        elif found < SCHEMA_VERSION:
+            _migrate(db, found)
         return db
 
     def _version(self, db: sqlite3.Connection) -> int:
@@ -301,12 +346,30 @@ def _empty() -> sqlite3.Connection:
     return db
 
 
+def _upgraded_copy(db: sqlite3.Connection, found: int) -> sqlite3.Connection:
+    """Return what a file of an earlier format says, in this one: a reader may not change it."""
+    copy = _connect("file::memory:")
+    db.backup(copy)
+    _migrate(copy, found)
+    return copy
+
+
 def _create_tables(db: sqlite3.Connection) -> None:
     db.execute("BEGIN IMMEDIATE")
     with closing(db.cursor()) as cursor:
         for table in TABLES:
             cursor.execute(table)
         cursor.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    db.execute("COMMIT")
+
+
+def _migrate(db: sqlite3.Connection, found: int) -> None:
+    """Bring a file of an earlier format to this one, whole or not at all."""
+    db.execute("BEGIN IMMEDIATE")
+    for version in range(found, SCHEMA_VERSION):
+        for statement in MIGRATIONS[version]:
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     db.execute("COMMIT")
 
 

@@ -211,6 +211,7 @@ class ReplicationSystem:
         self, set_id: str, engine_set: dict[str, Any] | None, failure: dict[str, Any] | None
     ) -> SideTruth:
         record = self._store.set_by_id(set_id)
+        attached = None if record is None else self._store.attachment(record.spec["volume"])
         return SideTruth(
             host=self.host,
             set_id=set_id,
@@ -219,6 +220,7 @@ class ReplicationSystem:
             link=self.link,
             engine=engine_set,
             engine_error=failure,
+            attached=None if attached is None else attached.path,
         )
 
 

@@ -18,6 +18,7 @@ class SideTruth:
     link: str  # where its engine takes links
     engine: dict[str, Any] | None  # the engine's set object; None where it has none
     engine_error: dict[str, Any] | None  # why the engine could not be asked, a wire error
+    attached: str | None = None  # the local path of its volume
 
 
 def set_view(record: SetRecord, own: SideTruth, peer: SideTruth | None) -> dict[str, Any]:

@@ -34,6 +34,35 @@ VOLUME_KINDS: Final = (
     ),
     EventKind(
         VOLUME_SERVICE,
+        "volume_attached",
+        "info",
+        "The volume {subject} on {host} is attached to {path} by {helper}.",
+        "`trellis volume detach {subject}` ends that.",
+    ),
+    EventKind(
+        VOLUME_SERVICE,
+        "volume_detached",
+        "info",
+        "The volume {subject} on {host} is no longer attached to {path}.",
+        _WATCH,
+    ),
+    EventKind(
+        VOLUME_SERVICE,
+        "attachment_restored",
+        "warning",
+        "The volume {subject} on {host} is attached to {path} again: {reason}.",
+        "What had {path} open has lost it: unmount it, release its loop device, and open it again.",
+    ),
+    EventKind(
+        VOLUME_SERVICE,
+        "attachment_broken",
+        "error",
+        "The volume {subject} on {host} is attached to {path}, but that does not work ({reason})"
+        " and cannot be made anew: {error}",
+        "It is tried again twice a minute; `trellis volume detach {subject}` gives it up.",
+    ),
+    EventKind(
+        VOLUME_SERVICE,
         "volume_missing",
         "error",
         "The volume {subject} on {host} is under control of Trellis, but the engine cannot"

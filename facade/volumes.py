@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from facade.attachment_errors import VolumeAttached
+from facade.attachments import Attachments
 from facade.block_devices import Candidate, block_devices
 from facade.config_store import ConfigStore, VolumeRecord
 from facade.contract.errors import UnreachableError
@@ -52,18 +54,19 @@ class VolumeSystem:
         self._store = store
         self._engine = engine
         self._making = threading.Lock()
+        self.attachments = Attachments(host, store, engine)
 
     def every(self) -> list[dict[str, Any]]:
         """Return every volume of the host as a JSON object, by name."""
         found = {device.name: device for device in block_devices()}
         found |= {file.name: file for file in image_files(self._folders)}
         found |= {record.name: self._recorded(record) for record in self._store.volumes()}
-        addresses = self._addresses()
-        return [self._view(found[name], addresses) for name in sorted(found)]
+        addresses, attached = self._addresses(), self.attachments.views()
+        return [self._view(found[name], addresses, attached) for name in sorted(found)]
 
     def show(self, name: str) -> dict[str, Any]:
         """Return one volume as a JSON object. Raises BadName, UnknownVolume."""
-        return self._view(self.find(name), self._addresses())
+        return self._view(self.find(name), self._addresses(), self.attachments.views())
 
     def uses(self, name: str) -> list[dict[str, str]]:
         """Return who uses a volume, and how. Raises BadName, UnknownVolume."""
@@ -143,7 +146,13 @@ class VolumeSystem:
         self._engine.call("volume.open", name=name, path=path)
 
     def close(self, name: str) -> None:
-        """Let the engine no longer serve a volume. Raises VolumeBusy while it is used."""
+        """Let the engine no longer serve a volume.
+
+        Raises VolumeAttached while it has a local path, VolumeBusy while it is used.
+        """
+        attached = self._store.attachment(name)
+        if attached is not None:
+            raise VolumeAttached(volume=name, path=attached.path, host=self.host)
         for use in self._uses(name):
             raise VolumeBusy(volume=name, used_by=use["set"], role=use["role"])
         served = {volume["name"] for volume in self._engine.call("volume.list")}
@@ -192,12 +201,21 @@ class VolumeSystem:
         return {volume["name"]: volume["uri"] for volume in volumes}
 
     def _uses(self, name: str) -> list[dict[str, str]]:
-        return [
+        found = [
             {"service": use.service, "set": use.set_name, "role": use.role}
             for use in self._store.uses(name)
         ]
+        attached = self._store.attachment(name)
+        if attached is not None:
+            found.append({"service": "volume", "set": attached.path, "role": "attached"})
+        return found
 
-    def _view(self, candidate: Candidate, addresses: dict[str, str]) -> dict[str, Any]:
+    def _view(
+        self,
+        candidate: Candidate,
+        addresses: dict[str, str],
+        attached: dict[str, dict[str, Any]],
+    ) -> dict[str, Any]:
         control = self._control(candidate.name)
         return {
             "host": self.host,
@@ -208,5 +226,6 @@ class VolumeSystem:
             "control": control,
             "uri": None if control == "none" else addresses.get(candidate.name),
             "uses": self._uses(candidate.name),
+            "attached": attached.get(candidate.name),
             "problem": candidate.problem,
         }

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import facade.replication_events
 import facade.volume_events  # noqa: F401  # both register the events that the engine makes
+from facade.attachments import Attachments
 from facade.config_store import ConfigStore, SetRecord
 from facade.contract.errors import TrellisError, error_to_wire
 from facade.contract.events import new_event, now
@@ -29,6 +30,7 @@ from facade.engine.replica_source import SyncRequest
 from facade.engine.replica_spec import ReplicaSpec
 from facade.engine.replicas import Replicas
 from facade.errors import Unsupported
+from facade.native import EngineClient
 
 log = logging.getLogger("trellis.engine")
 
@@ -142,6 +144,7 @@ class Engine:
     def stop(self) -> None:
         """Flush everything and end: nothing acknowledged is lost, the next start is a clean one."""
         self.control.stop()
+        self._suspend_attachments()
         self.link.stop()
         self.volumes.stop_serving()
         self.replicas.close()
@@ -150,6 +153,18 @@ class Engine:
         self.journal.close()
         os.close(self._lock_file)
         self._stopped.set()
+
+    def _suspend_attachments(self) -> None:
+        """End the helpers of local paths: what they serve is about to end.
+
+        After the control socket, so that no bean makes them anew for this engine.
+        """
+        host = self.settings.host
+        try:
+            with ConfigStore(host.config_path, read_only=True) as store:
+                Attachments(host, store, EngineClient(self.settings)).suspend()
+        except TrellisError as error:
+            log.warning("local paths of volumes are left as they are: %s", error)
 
     # ---- methods of the control socket -----------------------------------------------------------
 

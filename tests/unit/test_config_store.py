@@ -1,12 +1,22 @@
 """The configuration store: each change whole or not at all, whoever else uses the file."""
 
+import contextlib
 import multiprocessing
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from facade.config_store import HISTORY_CHANGES_MAX, ConfigStore, Intent, SetRecord, Use
+from facade.attachment_errors import VolumeAttached
+from facade.config_schema import SCHEMA_VERSION
+from facade.config_store import (
+    HISTORY_CHANGES_MAX,
+    Attachment,
+    ConfigStore,
+    Intent,
+    SetRecord,
+    Use,
+)
 from facade.config_store import VolumeRecord as Volume
 from facade.errors import (
     PathRefused,
@@ -189,3 +199,51 @@ def test_processes_that_claim_at_once_get_each_volume_once(tmp_path):
     for worker in workers:
         worker.join(timeout=60)
     assert total == 20
+
+
+def test_an_attached_volume_cannot_be_forgotten_and_a_path_has_one_volume(store):
+    here = Attachment("v", "/srv/disk", "nbdfuse", "/run/attach/v/v", False)
+    for name in "vw":
+        store.put_volume(Volume(name, f"/x/{name}", "svi"))
+    store.put_attachment(here)
+    before = everything(store)
+    with pytest.raises(VolumeAttached, match="/srv/disk"):
+        store.drop_volume("v")
+    with pytest.raises(PathRefused, match="v is attached there"):
+        store.put_attachment(Attachment("w", "/srv/disk", "nbd", "/dev/nbd0", True))
+    assert everything(store) == before
+    assert store.attachments() == [here]
+    assert store.attachment("w") is None
+    store.drop_attachment("v")
+    store.drop_attachment("v")
+    store.drop_volume("v")
+    assert store.attachments() == []
+
+
+def as_version_1(path):
+    """The file as the first release made it."""
+    with ConfigStore(path) as store:
+        store.put_volume(Volume("v", "/x/v", "svi"))
+        store.put_set(a_set(), [use("v")])
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("DROP TABLE attachments")
+    db.execute("PRAGMA user_version = 1")
+    db.close()
+
+
+def version_of(path):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return db.execute("PRAGMA user_version").fetchone()[0]
+
+
+def test_a_file_of_the_first_format_is_brought_to_this_one(tmp_path):
+    path = tmp_path / "config.db"
+    as_version_1(path)
+    with ConfigStore(path, read_only=True) as reader:
+        assert (reader.volume("v"), reader.attachments()) == (Volume("v", "/x/v", "svi"), [])
+    assert version_of(path) == 1
+    for _ in range(2):
+        with ConfigStore(path) as store:
+            assert (store.volume("v"), store.uses()) == (Volume("v", "/x/v", "svi"), [use("v")])
+            store.put_attachment(Attachment("v", "/srv/disk", "nbdfuse", "/r/v", False))
+    assert version_of(path) == SCHEMA_VERSION

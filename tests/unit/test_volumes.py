@@ -70,6 +70,7 @@ def test_a_made_volume_is_listed_with_what_is_known_of_it(volumes, host):
         "control": "none",
         "uri": None,
         "uses": [],
+        "attached": None,
         "problem": None,
     }
     assert made in volumes.every()

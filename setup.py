@@ -17,7 +17,10 @@ ENGINE = Path("facade/engine")
 SHARED_UTILITY = "facade.engine._cyutility"
 
 # Libraries that a module links against, by module name.
-LIBRARIES: dict[str, list[str]] = {"nbd_transport": ["ssl", "crypto"]}
+LIBRARIES: dict[str, list[str]] = {
+    "keyed_digest": ["crypto"],
+    "nbd_transport": ["ssl", "crypto"],
+}
 
 # A header's helpers are compiled into every module that includes it, used there or not.
 C_FLAGS = ["-O2", "-Wall", "-Wextra", "-Wno-unused-function"]

@@ -3,7 +3,7 @@
 TrellisError
   VolumeError       UnknownVolume VolumeExists VolumeBusy VolumeUnsuitable VolumeTooSmall
                     BitmapTooSmall VolumeNotControlled VolumeUnguarded SizeRefused
-                        SpaceShort PathRefused
+                        SpaceShort PathRefused BlockIoFailed BlockJobCancelled
   SetError          UnknownSet SetExists SetBusy SetNotEnabled SameHost NotASide RolesSwapped
                     UnknownJob SetDiffers
   Unsupported       asked for what this version does not do
@@ -72,6 +72,22 @@ class BitmapTooSmall(VolumeError):
         " needs {needed_bytes} bytes."
     )
     hint = "Use a bitmap volume of at least {needed_bytes} bytes, or leave it out: one is made."
+
+
+class BlockIoFailed(VolumeError):
+    """A request of a job on blocks (compare, zero scan, digest, copy) failed."""
+
+    code = "block_io_failed"
+    message = "{volume}: {operation} at byte {offset_bytes} failed: {reason}."
+    hint = "Nothing was tried again. Repair the volume or make room, then start the job anew."
+
+
+class BlockJobCancelled(VolumeError):
+    """A job on blocks was cancelled before its end."""
+
+    code = "block_job_cancelled"
+    message = "Cancelled after {done_bytes} of {total_bytes} bytes."
+    hint = "Start it again: it begins anew."
 
 
 class VolumeNotControlled(VolumeError):

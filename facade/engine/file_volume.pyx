@@ -33,6 +33,7 @@ from facade.engine.syscalls cimport (
     RAMFS_MAGIC,
     RWF_NOWAIT,
     SEEK_DATA,
+    SEEK_END,
     SEEK_HOLE,
     TMPFS_MAGIC,
     atomic_load,
@@ -208,7 +209,14 @@ cdef class FileVolume(Volume):
         found = lseek(self.fd, offset, SEEK_DATA)
         if found < 0 and errno != ENXIO:
             return 0 if errno == EINVAL else errno
-        if found < 0 or <uint64_t> found >= offset + length:
+        if found < 0:
+            # No data up to the file's end; but what it has lost since it was opened is no hole.
+            found = lseek(self.fd, 0, SEEK_END)
+            if found <= <int64_t> offset:
+                return EIO
+            is_hole[0] = True
+            run_bytes[0] = min(length, <uint64_t> found - offset)
+        elif <uint64_t> found >= offset + length:
             is_hole[0] = True
         elif <uint64_t> found > offset:
             is_hole[0] = True

@@ -14,6 +14,7 @@ cdef extern from "<fcntl.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     enum:
         SEEK_DATA
+        SEEK_END
         SEEK_HOLE
     ssize_t pread(int fd, void *data, size_t count, off_t offset)
     ssize_t pwrite(int fd, const void *data, size_t count, off_t offset)

@@ -53,6 +53,14 @@ def test_volume_life(seat: Seat) -> None:
     )
     assert int(told.stdout) == 2 << 20
     assert seat.trellis("volume", "uses", "life1").json() == []
+    path = seat.directory.parent / "life1.disk"
+    attached = seat.type("trellis", "volume", "attach", "life1", path.name, "--json").json()
+    assert (attached["attached"]["path"], path.stat().st_size) == (str(path), 2 << 20)
+    refused = seat.trellis("volume", "disable", "life1").error()
+    assert (refused["code"], refused["data"]["path"]) == ("volume_attached", str(path))
+    assert f"{path} (nbd" in seat.say("volume", "show", "life1").out
+    assert seat.trellis("volume", "detach", "life1").json()["attached"] is None
+    assert not path.is_symlink()
     assert seat.trellis("volume", "disable", "life1").json()["control"] == "none"
     assert "life1" in {one["name"] for one in seat.trellis("volume", "list").json()}
 

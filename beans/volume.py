@@ -19,6 +19,7 @@ from beans.volume_schemas import (
     Use,
     Volume,
 )
+from facade.attachment_errors import DetachUnflushed
 from facade.config_store import ConfigStore, VolumeRecord
 from facade.contract.errors import TrellisError, UnreachableError
 from facade.contract.events import new_event
@@ -163,7 +164,11 @@ class VolumeBean(Bean):
         """
         with self._change(name):
             self._volumes.find(name)
-            ended = self._volumes.attachments.detach(name, self.caller())
+            try:
+                ended = self._volumes.attachments.detach(name, self.caller())
+            except DetachUnflushed as error:
+                self._post("volume_detached", name, path=error.path)
+                raise
             self._broken.discard(name)
         if ended is not None:
             self._post("volume_detached", name, path=ended.path)

@@ -12,10 +12,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from facade.attachment_plan import PROGRAMS, Means, is_helper
+from facade.attachment_plan import PROGRAMS, Means
 
 HELPER_START_TIMEOUT_S: Final = 8.0
 HELPER_END_TIMEOUT_S: Final = 5.0
@@ -25,6 +26,14 @@ REASON_CHARS_MAX: Final = 300
 _POLL_S: Final = 0.01
 _MNT_DETACH: Final = 2
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Helper:
+    """A process that is one of the helper programs, ours or not."""
+
+    pid: int
+    argv: list[str]
 
 
 class HelperFailed(Exception):
@@ -69,25 +78,27 @@ class AttachmentHost:
         return (self._block / Path(device).name / "pid").exists()
 
     def user_of(self, target: str) -> str | None:
-        """Return who uses the device or file, as the end of a sentence; None: nobody is seen."""
-        real = os.path.realpath(target)
+        """Return who uses the device or file, as the end of a sentence; None: nobody is seen.
+
+        `target` is a real path. It is not looked at itself: a helper that hangs would hang us.
+        """
         for backing in self._block.glob("loop*/loop/backing_file"):
             with contextlib.suppress(OSError):  # released meanwhile
-                if backing.read_text().rstrip("\n") == real:
+                if backing.read_text().rstrip("\n") == target:
                     loop = backing.parents[1]
                     mounted = _mounted_on(_numbers(loop))
                     return f"in use as {self._dev / loop.name}" + (
                         f", mounted on {mounted}" if mounted else ""
                     )
-        device = self._block / Path(real).name
-        if Path(real).parent == self._dev and device.is_dir():
+        device = self._block / Path(target).name
+        if Path(target).parent == self._dev and device.is_dir():
             mounted = _mounted_on(_numbers(device))
             if mounted:
                 return f"mounted on {mounted}"
             holders = sorted(path.name for path in device.glob("holders/*"))
             if holders:
                 return f"held by {holders[0]}"
-        return _opener(real)
+        return _opener(target)
 
     # Helpers
 
@@ -113,15 +124,17 @@ class AttachmentHost:
         # It outlives us; while we are there, its end leaves no zombie.
         threading.Thread(target=process.wait, name="helper-end", daemon=True).start()
 
-    def helper_of(self, helper: str, target: str, volume: str) -> int | None:
-        """Return the process id of the helper that serves the target, None where none runs."""
+    def helpers(self) -> list[Helper]:
+        """Return every process of this machine that may be a helper."""
+        found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                    if is_helper(argv[:-1], helper, target, volume):
-                        return int(entry.name)
-        return None
+                with contextlib.suppress(OSError):  # ended meanwhile
+                    raw = (entry / "cmdline").read_bytes().decode(errors="replace")
+                    argv = raw.split("\0")[:-1]
+                    if argv and argv[0].rpartition("/")[2] in PROGRAMS.values():
+                        found.append(Helper(int(entry.name), argv))
+        return found
 
     def run(self, argv: list[str]) -> None:
         """Run a short command; its outcome shows in what it changed."""
@@ -228,12 +241,12 @@ def _mounted_on(numbers: set[str]) -> str | None:
     return next((point for point, number in _mounts() if number in numbers), None)
 
 
-def _opener(real: str) -> str | None:
+def _opener(target: str) -> str | None:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 for descriptor in (entry / "fd").iterdir():
-                    if str(descriptor.readlink()) == real:
+                    if str(descriptor.readlink()) == target:
                         name = (entry / "comm").read_text().strip()
                         if name not in PROGRAMS.values():
                             return f"open in {name} (process {entry.name})"

@@ -39,7 +39,7 @@ class Found:
     helper_started: int | None  # None: its helper does not run
     is_served: bool  # the mount, or the device's connection, is there
     engine_started: int | None  # None: the engine does not run
-    clients: int  # NBD clients that the engine has for the volume
+    clients: int | None  # NBD clients of the volume; None: the engine does not serve it
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def judge(found: Found) -> Verdict:
     """Return whether an attachment works, and if not, why."""
     if found.engine_started is None:
         return Verdict("waiting", "the engine does not run")
+    if found.clients is None:
+        return Verdict("waiting", "the engine does not serve the volume")
     if found.helper_started is None:
         return Verdict("broken", "its helper had ended")
     if not found.is_served:

@@ -22,7 +22,7 @@ from facade.attachment_errors import (
     DetachUnflushed,
     VolumeAttached,
 )
-from facade.attachment_host import AttachmentHost, HelperFailed
+from facade.attachment_host import AttachmentHost, Helper, HelperFailed
 from facade.attachment_plan import NBD, NBDFUSE, Found, Verdict
 from facade.config_store import Attachment, ConfigStore
 from facade.contract.errors import TrellisError, UnreachableError
@@ -67,7 +67,8 @@ class Attachments:
     ) -> None:
         """Take where mounts go, what was asked for, who serves, and the machine."""
         self._name = host.name
-        self._folder = host.run_dir / "attach"
+        # The kernel tells mounts by their real path.
+        self._folder = Path(os.path.realpath(host.run_dir)) / "attach"
         self._store = store
         self._engine = engine
         self._machine = machine or AttachmentHost()
@@ -76,7 +77,8 @@ class Attachments:
         """Return where volumes are attached and whether that works, as JSON, by volume."""
         records = self._store.attachments()
         engine = self._ask() if records else None
-        return {record.volume: self._view(record, engine) for record in records}
+        helpers = self._machine.helpers() if records else []
+        return {record.volume: self._view(record, engine, helpers) for record in records}
 
     def attach(
         self, volume: str, path: str, helper: str | None = None, read_only: bool = False,
@@ -98,8 +100,10 @@ class Attachments:
             self._link(known)
             return None
         self._check_path(volume, path)
-        chosen = attachment_plan.choose(self._machine.means(), volume, self._name, helper)
-        record = Attachment(volume, path, chosen, self._target(volume, chosen), read_only)
+        means = self._machine.means()
+        chosen = attachment_plan.choose(means, volume, self._name, helper)
+        target = str(means.free_device) if chosen == NBD else self._file(volume)
+        record = Attachment(volume, path, chosen, target, read_only)
         self._store.put_attachment(record, who)
         try:
             self._link(record)
@@ -140,8 +144,9 @@ class Attachments:
         records = [one for one in self._store.attachments() if one.volume not in besides]
         if not records:
             return []
-        engine = self._ask()
-        return [one for one in (self._restore(each, engine) for each in records) if one]
+        engine, helpers = self._ask(), self._machine.helpers()
+        tried = [self._restore(each, engine, helpers) for each in records]
+        return [one for one in tried if one is not None]
 
     def suspend(self) -> None:
         """End all helpers and mounts; `look` makes them anew. For an engine that ends in order."""
@@ -150,8 +155,10 @@ class Attachments:
 
     # What there is
 
-    def _view(self, record: Attachment, engine: _Engine | None) -> dict[str, Any]:
-        verdict = self._judge(record, engine)
+    def _view(
+        self, record: Attachment, engine: _Engine | None, helpers: list[Helper]
+    ) -> dict[str, Any]:
+        verdict = self._judge(record, engine, helpers)
         return {
             "path": record.path,
             "helper": record.helper,
@@ -161,19 +168,24 @@ class Attachments:
             "reason": verdict.reason,
         }
 
-    def _judge(self, record: Attachment, engine: _Engine | None) -> Verdict:
-        pid = self._helper_of(record)
-        served = engine.volumes.get(record.volume, {}) if engine is not None else {}
+    def _judge(
+        self, record: Attachment, engine: _Engine | None, helpers: list[Helper] | None = None
+    ) -> Verdict:
+        pid = self._helper_of(record, helpers)
+        served = None if engine is None else engine.volumes.get(record.volume)
         found = Found(
             helper_started=None if pid is None else attachment_host.started_ticks(pid),
             is_served=self._is_served(record),
-            engine_started=None if engine is None or not served else engine.started,
-            clients=int(served.get("clients", 0)),
+            engine_started=None if engine is None else engine.started,
+            clients=None if served is None else int(served["clients"]),
         )
         return attachment_plan.judge(found)
 
-    def _helper_of(self, record: Attachment) -> int | None:
-        return self._machine.helper_of(record.helper, record.target, record.volume)
+    def _helper_of(self, record: Attachment, helpers: list[Helper] | None = None) -> int | None:
+        for helper in self._machine.helpers() if helpers is None else helpers:
+            if attachment_plan.is_helper(helper.argv, record.helper, record.target, record.volume):
+                return helper.pid
+        return None
 
     def _is_served(self, record: Attachment) -> bool:
         if record.helper == NBD:
@@ -215,9 +227,8 @@ class Attachments:
 
     # Steps
 
-    def _target(self, volume: str, helper: str) -> str:
-        if helper == NBD:
-            return str(self._machine.means().free_device)
+    def _file(self, volume: str) -> str:
+        """Return what nbdfuse makes of a volume."""
         return str(self._folder / volume / "mount" / volume)
 
     def _link(self, record: Attachment) -> None:
@@ -300,9 +311,11 @@ class Attachments:
         if program is not None:
             self._machine.run(attachment_plan.disconnect_command(program, record.target))
 
-    def _restore(self, record: Attachment, engine: _Engine | None) -> Restored | None:
+    def _restore(
+        self, record: Attachment, engine: _Engine | None, helpers: list[Helper] | None = None
+    ) -> Restored | None:
         """Make an attachment anew where it is broken; None where it works or has to wait."""
-        verdict = self._judge(record, engine)
+        verdict = self._judge(record, engine, helpers)
         if verdict.state != "broken":
             return None
         self._take_down(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import os
@@ -291,7 +292,7 @@ def test_an_attachment_that_a_crash_left_half_made_is_completed(
 ) -> None:
     """The record is there, and nothing else: as after a restart of the machine, too."""
     path = tmp_path / "disk"
-    target = attachments._target(volume, "nbdfuse")
+    target = attachments._file(volume)
     store.put_attachment(Attachment(volume, str(path), "nbdfuse", target, False))
     [found] = attachments.look()
     assert found.error is None
@@ -320,7 +321,7 @@ def test_a_flush_that_fails_reaches_the_program(tmp_path: Path) -> None:
                 assert attachment_host.flush(str(target)) == "Input/output error"
             finally:
                 attachment_host.unmount(mount, lazily=True)
-                machine.end(machine.helper_of("nbdfuse", str(target), "disk"))
+                machine.end(next(one.pid for one in machine.helpers() if str(target) in one.argv))
         layer.close()
     shutil.rmtree(folder)
 
@@ -335,3 +336,16 @@ def test_detach_tells_of_a_last_flush_that_failed(
         attachments.detach(volume)
     assert not path.is_symlink()
     assert store.attachments() == []
+
+
+def test_a_run_folder_behind_a_symbolic_link_serves_too(
+    engine: EngineProcess, store: ConfigStore, volume: str, tmp_path: Path
+) -> None:
+    """As /var/run is on many machines."""
+    (tmp_path / "run").symlink_to(engine.run_dir)
+    host = dataclasses.replace(engine.settings.host, run_dir=tmp_path / "run")
+    attachments = Attachments(host, store, engine.client)
+    attachments.attach(volume, str(tmp_path / "disk"))
+    with pytest.raises(AttachmentInUse), (tmp_path / "disk").open("rb"):
+        attachments.detach(volume)
+    attachments.detach(volume)

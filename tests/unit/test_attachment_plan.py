@@ -90,6 +90,7 @@ def test_a_helper_is_told_by_what_it_serves_not_by_its_number():
     [
         (Found(100, True, 50, 4), Verdict("up")),
         (Found(None, True, None, 0), Verdict("waiting", "the engine does not run")),
+        (Found(100, True, 50, None), Verdict("waiting", "the engine does not serve the volume")),
         (Found(None, True, 50, 0), Verdict("broken", "its helper had ended")),
         (Found(100, False, 50, 4), Verdict("broken", "its mount or device was gone")),
         (Found(100, True, 150, 4), Verdict("broken", "the engine had ended its connection")),

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Bring this checkout's needs onto the machine, only where something is missing.
 #
-#   setup.sh SECTION...      sections of scripts/debian-packages.txt: build run test
+#   setup.sh SECTION...      sections of scripts/debian-packages.txt: build run test fuzz
 #
 # Debian packages first (by apt as root, or with a sudo that asks no password; otherwise the one
 # command to type is printed), then .venv with the versions of scripts/constraints.txt. When
@@ -121,7 +121,7 @@ make_venv() {
     wanted_stamp > "$STAMP"
 }
 
-[ $# -gt 0 ] || fail "which sections? (build run test)"
+[ $# -gt 0 ] || fail "which sections? (build run test fuzz)"
 install_packages "$@"
 mkdir -p build
 exec 9>build/.setup.lock

@@ -6,6 +6,7 @@ What parses a client's bytes is built with coverage and the address sanitizer; t
 modules are taken as `make build` left them. Only what changed is built again.
 """
 
+import ast
 import os
 import shutil
 import sys
@@ -40,8 +41,10 @@ def copy_sources(folder: Path) -> list[Path]:
     stems = {one.stem for one in built}
     for source in (ROOT / "facade").rglob("*"):
         is_ours = source.suffix in (".py", ".pyx", ".pxd", ".h", ".so")
-        if source.is_file() and is_ours and not (
-            source.suffix == ".so" and source.name.partition(".")[0] in stems
+        if (
+            source.is_file()
+            and is_ours
+            and not (source.suffix == ".so" and source.name.partition(".")[0] in stems)
         ):
             refresh(source, folder / source.relative_to(ROOT))
     for source in (ROOT / "tests/fuzz").glob("*.py*"):
@@ -49,17 +52,27 @@ def copy_sources(folder: Path) -> list[Path]:
     return sorted(built)
 
 
+def linked_libraries() -> dict[str, list[str]]:
+    """Return setup.py's LIBRARIES: what a module links against, by name."""
+    for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "LIBRARIES":
+            return ast.literal_eval(node.value)
+    raise LookupError("setup.py has no LIBRARIES")
+
+
 def build(folder: Path) -> None:
     """Translate and compile in `folder`."""
     sources = copy_sources(folder)
     os.chdir(folder)
     os.environ.setdefault("CC", "clang")
+    libraries = linked_libraries()
     os.environ["LDSHARED"] = f"{os.environ['CC']} -shared"
     extensions = [
         Extension(
             ".".join(source.with_suffix("").parts),
             [str(source)],
             include_dirs=[str(ENGINE)],
+            libraries=libraries.get(source.stem, []),
             extra_compile_args=[*FLAGS, *QUIET],
             extra_link_args=FLAGS,
             depends=[str(one) for one in ENGINE.glob("*.h")],

@@ -62,8 +62,8 @@ def fuzz_one(data: bytes) -> None:
             link_connection._prove_as_dialer(connection, ME, "a", "0" * 32)
         else:
             welcome(connection, ME)
-    except TrellisError as error:
-        assert str(error)
+    except TrellisError:
+        pass
     else:
         raise AssertionError("a stranger was let in")
     # What was said in answer, a refusal too, is whole frames of ours.

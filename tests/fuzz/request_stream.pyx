@@ -91,10 +91,12 @@ cdef struct Arena:
     const char *wrong             # the first thing that must not be
 
 cdef Arena arena
+cdef uint64_t COOKIE_STEP = 0x9E3779B97F4A7C15
+cdef uint64_t FAR = 0x8000000000000000
 cdef uint64_t[4] UNITS = [1, 512, 4096, 65536]
 
 
-cdef void lay_ground() noexcept:
+cdef void lay_ground() except *:
     cdef int at, block
     arena.pattern = <uint8_t *> malloc(STREAM_BYTES_MAX + 256)
     arena.initial = <uint8_t *> malloc(VOLUME_BYTES)
@@ -111,7 +113,7 @@ cdef void lay_ground() noexcept:
         arena.initial[at] = 0 if arena.initial_holes[block] else (at * 3 + block + 1) & 255
 
 
-cdef void restore() noexcept:
+cdef void restore() except *:
     memcpy(arena.content, arena.initial, VOLUME_BYTES)
     memcpy(arena.model, arena.initial, VOLUME_BYTES)
     memcpy(arena.holes, arena.initial_holes, sizeof(arena.holes))
@@ -204,7 +206,7 @@ cdef class CheckedVolume(Volume):
 
 
 cdef void put_header(uint8_t *at, uint16_t flags, uint16_t command, uint64_t cookie,
-                     uint64_t offset, uint32_t length, bint is_broken) noexcept:
+                     uint64_t offset, uint32_t length, bint is_broken) except *:
     cdef uint32_t v32 = htobe32(0x25609513 ^ (1 if is_broken else 0))
     cdef uint64_t v64
     memcpy(at, &v32, 4)
@@ -218,12 +220,13 @@ cdef void put_header(uint8_t *at, uint16_t flags, uint16_t command, uint64_t coo
 
 
 # Requests of seven bytes each: command, flags, units, offset, length.
-cdef void write_records(const uint8_t *data, size_t size) noexcept:
+cdef void write_records(const uint8_t *data, size_t size) except *:
     cdef size_t at = 0
     cdef size_t used = 0
     cdef int number = 0
     cdef uint8_t shape
     cdef uint16_t command
+    cdef uint64_t cookie = 1
     cdef uint64_t offset, length
     while at + RECORD_BYTES <= size and used + 28 <= STREAM_BYTES_MAX:
         shape = data[at + 2]
@@ -231,11 +234,15 @@ cdef void write_records(const uint8_t *data, size_t size) noexcept:
         offset = (data[at + 3] << 8 | data[at + 4]) * UNITS[shape & 3]
         length = (data[at + 5] << 8 | data[at + 6]) * UNITS[shape >> 2 & 3]
         if shape & FROM_END == FROM_END:
+            if shape >> 2 & 3 == 3:
+                # To the volume's end, give or take a few bytes.
+                length = offset + (data[at + 6] & 7) - 3
             offset = VOLUME_BYTES - offset
         if shape & IS_FAR:
-            offset |= <uint64_t> 1 << 63
-        put_header(arena.stream + used, data[at + 1], command, number * <uint64_t> 0x9E3779B97F4A7C15,
-                   offset, <uint32_t> length, shape & IS_BROKEN != 0)
+            offset ^= FAR
+        put_header(arena.stream + used, data[at + 1], command, cookie, offset, <uint32_t> length,
+                   shape & IS_BROKEN != 0)
+        cookie += COOKIE_STEP
         used += 28
         if command == WRITE:
             # What does not fit is cut: the client vanishes within its payload.
@@ -248,7 +255,7 @@ cdef void write_records(const uint8_t *data, size_t size) noexcept:
 
 
 # Find the requests that the server has to answer; the stream ends where they would be too many.
-cdef void read_stream() noexcept:
+cdef void read_stream() except *:
     cdef size_t at = 0
     cdef uint64_t replies = 0
     cdef uint64_t found = 0
@@ -298,7 +305,7 @@ cdef void read_stream() noexcept:
 
 
 # The request that a reply is for: the first of its cookie that is not answered yet.
-cdef Sent *find_sent(const uint8_t *cookie) noexcept:
+cdef Sent *find_sent(const uint8_t *cookie) except *:
     cdef uint64_t wanted
     cdef int number
     memcpy(&wanted, cookie, 8)
@@ -309,19 +316,19 @@ cdef Sent *find_sent(const uint8_t *cookie) noexcept:
     return NULL
 
 
-cdef uint32_t get32(const uint8_t *at) noexcept:
+cdef uint32_t get32(const uint8_t *at) except *:
     cdef uint32_t value
     memcpy(&value, at, 4)
     return be32toh(value)
 
 
-cdef uint64_t get64(const uint8_t *at) noexcept:
+cdef uint64_t get64(const uint8_t *at) except *:
     cdef uint64_t value
     memcpy(&value, at, 8)
     return be64toh(value)
 
 
-cdef void take_run(Sent *one, uint64_t offset, uint64_t length, const uint8_t *data) noexcept:
+cdef void take_run(Sent *one, uint64_t offset, uint64_t length, const uint8_t *data) except *:
     if one.command != READ or one.found == NULL:
         complain(b"data for what is no read")
     elif offset != one.told_to or length == 0 or length > one.offset + one.length - offset:
@@ -334,7 +341,7 @@ cdef void take_run(Sent *one, uint64_t offset, uint64_t length, const uint8_t *d
         one.told_to += length
 
 
-cdef void take_extents(Sent *one, const uint8_t *payload, size_t length) noexcept:
+cdef void take_extents(Sent *one, const uint8_t *payload, size_t length) except *:
     cdef uint64_t covered = 0
     cdef size_t at = 4
     one.statuses += 1
@@ -353,7 +360,7 @@ cdef void take_extents(Sent *one, const uint8_t *payload, size_t length) noexcep
 
 
 # One chunk or simple reply at `at`; its length, or 0 when it is none.
-cdef size_t take_reply(const uint8_t *at, size_t left, int options) noexcept:
+cdef size_t take_reply(const uint8_t *at, size_t left, int options) except *:
     cdef Sent *one
     cdef uint32_t length
     cdef uint16_t kind
@@ -403,12 +410,12 @@ cdef size_t take_reply(const uint8_t *at, size_t left, int options) noexcept:
     return 20 + length
 
 
-cdef bint is_outside(const Sent *one) noexcept:
+cdef bint is_outside(const Sent *one) except *:
     return one.offset > VOLUME_BYTES or one.length > VOLUME_BYTES - one.offset
 
 
 # What an answered request should have done, in the order in which they were sent.
-cdef void apply(Sent *one, int options) noexcept:
+cdef void apply(Sent *one, int options) except *:
     if not one.is_answered:
         complain(b"a request without an answer")
         return
@@ -441,7 +448,7 @@ cdef void apply(Sent *one, int options) noexcept:
             memset(arena.model + one.offset, 0, one.length)
 
 
-cdef bint cookies_are_unique() noexcept:
+cdef bint cookies_are_unique() except *:
     cdef int one, other
     for one in range(arena.count):
         for other in range(one):
@@ -450,7 +457,7 @@ cdef bint cookies_are_unique() noexcept:
     return True
 
 
-cdef void judge(size_t reply_bytes, int options) noexcept:
+cdef void judge(size_t reply_bytes, int options) except *:
     cdef size_t at = 0
     cdef size_t used
     cdef int number

@@ -1,7 +1,7 @@
 """The inputs that fuzzing begins with, and those that once found a fault: one a line, in hex.
 
-    python -m tests.fuzz.seeds FOLDER                    write them as files, a folder a target
-    python -m tests.fuzz.seeds --take TARGET FOLDER      add the files of a folder as lines
+python -m tests.fuzz.seeds FOLDER                    write them as files, a folder a target
+python -m tests.fuzz.seeds --take TARGET FOLDER      add the files of a folder as lines
 """
 
 import sys
@@ -30,7 +30,9 @@ def take(target: str, folder: Path) -> None:
     known = set(read(target))
     found = {path.read_bytes() for path in folder.iterdir()} - known
     with (SEEDS / f"{target}.txt").open("a", encoding="utf-8") as lines:
-        lines.writelines(f"{data.hex()}\n" for data in sorted(found, key=lambda one: (len(one), one)))
+        lines.writelines(
+            f"{data.hex()}\n" for data in sorted(found, key=lambda one: (len(one), one))
+        )
 
 
 if __name__ == "__main__":

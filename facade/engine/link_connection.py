@@ -41,6 +41,8 @@ HANDSHAKE_TIMEOUT_S: Final = 10.0
 EXCHANGE_TIMEOUT_S: Final = 60.0  # from connection to data, bitmaps included
 CONNECT_TIMEOUT_S: Final = 5.0
 MAP_PIECE_BYTES: Final = 512 << 10
+# How pieces are compared without being sent; a side that does not know it has them sent.
+DIGEST_KIND: Final = "aes-256-gmac/4096"
 SOCKET_BUFFER_BYTES: Final = 4 << 20
 NONCE_BYTES: Final = 32
 
@@ -55,6 +57,7 @@ class LinkConnection:
         self.sock = sock
         self.peer = peer
         self.host = ""  # the other side's name, proven once the handshake is done
+        self.digest_seed = b""  # of this connection, once both sides are proven
         self.sent_bytes = 0
         self.received_bytes = 0
         # Until the data begins: a peer that sends a byte now and then holds no place for long.
@@ -207,6 +210,7 @@ def _prove_as_dialer(
     connection.send("proof", proof=_proof(secret, "dialer", *names))
     connection.expect("welcome")
     connection.host = peer_host
+    connection.digest_seed = _digest_seed(secret, *names)
 
 
 def welcome(connection: LinkConnection, who: Identity) -> tuple[str, str]:
@@ -238,8 +242,15 @@ def welcome(connection: LinkConnection, who: Identity) -> tuple[str, str]:
         connection.refuse(stranger)
         raise stranger
     connection.host = dialer
+    connection.digest_seed = _digest_seed(secret, *names)
     connection.send("welcome")
     return dialer, set_id
+
+
+def _digest_seed(secret: str, *parts: str) -> bytes:
+    """Return what this connection's digests are made under: new each time, known to both sides."""
+    text = "\n".join(("trellis-digest", str(VERSION), *parts)).encode()
+    return hmac.new(secret.encode(), text, hashlib.sha256).digest()
 
 
 def _proof(secret: str, side: str, *parts: str) -> str:

@@ -8,6 +8,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from facade.engine.change_map cimport ChangeMap
+from facade.engine.piece_map cimport PieceMap
 from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
 from facade.engine.volume cimport Io
 
@@ -33,6 +34,7 @@ cdef struct SentFrame:
 cdef class LinkSender:
     cdef int fd
     cdef ChangeMap changes       # whose epochs frames leave
+    cdef PieceMap pieces         # where answers to digests go; None: none were asked for
     cdef uint8_t *ring
     cdef SentFrame *frames
     cdef pthread_mutex_t lock

@@ -36,6 +36,7 @@ from facade.engine.syscalls cimport (
 from facade.engine.link_wire cimport (
     FRAME_ACK,
     FRAME_CONTROL,
+    FRAME_DIFFER,
     FRAME_ERROR,
     FRAME_PING,
     HEADER_BYTES,
@@ -422,6 +423,7 @@ cdef class LinkSender:
                           size_t *end) noexcept nogil:
         cdef ssize_t n
         cdef FrameHeader header
+        cdef uint8_t *payload
         while True:
             while end[0] - start[0] >= HEADER_BYTES:
                 if unpack_header(buffer + start[0], &header):
@@ -434,8 +436,13 @@ cdef class LinkSender:
                     return EPROTO
                 if header.type == FRAME_CONTROL:
                     return CONTROL_ARRIVED
+                payload = buffer + start[0] + HEADER_BYTES
                 start[0] += HEADER_BYTES + header.payload_bytes
-                if header.type == FRAME_ACK:
+                if header.type == FRAME_DIFFER:
+                    if self.pieces is None or self.pieces.want(header.offset, header.length,
+                                                               payload, header.payload_bytes):
+                        return EPROTO
+                elif header.type == FRAME_ACK:
                     pthread_mutex_lock(&self.lock)
                     # A peer that acknowledges what it was never sent cannot be trusted. send_seq
                     # advances only after send() returns, so next_seq is the bound that holds. A

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from facade.engine.keyed_digest cimport Digester
 from facade.engine.syscalls cimport pthread_mutex_t
 from facade.engine.link_wire cimport FrameHeader
 from facade.engine.volume cimport Volume
@@ -21,6 +22,9 @@ cdef class LinkTarget:
     cdef bint busy                 # a frame is being applied, since busy_since_ms
     cdef long busy_since_ms
     cdef pthread_mutex_t send_lock
+    cdef Digester digester         # for comparing what the source has digested
+    cdef bint compares             # both sides agreed on that
+    cdef uint8_t *scratch          # DIGEST_RANGE_BYTES of our data; NULL without `compares`
     cdef readonly int apply_errno  # of the volume below, when that ended the link
     cdef readonly uint64_t received_bytes
     cdef readonly uint64_t sent_bytes
@@ -29,5 +33,7 @@ cdef class LinkTarget:
     # Applies until a control frame is next (CONTROL_ARRIVED), the link ends or an error.
     cdef int apply_loop(self) noexcept nogil
     cdef int apply_one(self, const FrameHeader *header, uint8_t *payload) noexcept nogil
+    # Compare the digests of a range with those of our data and say which pieces differ. 0 or errno.
+    cdef int compare_one(self, const FrameHeader *header, const uint8_t *digests) noexcept nogil
     cdef int send_frame(self, uint8_t kind, uint64_t seq, uint64_t offset) noexcept nogil
     cdef int send_bytes(self, const uint8_t *data, size_t size) noexcept nogil

@@ -1,5 +1,7 @@
 from collections.abc import Callable
 
+from typing_extensions import Buffer
+
 from facade.engine.volume import Volume
 
 class LinkTarget:
@@ -7,7 +9,7 @@ class LinkTarget:
     received_bytes: int
     applied_bytes: int
     apply_errno: int
-    def __init__(self, fd: int, lower: Volume) -> None: ...
+    def __init__(self, fd: int, lower: Volume, seed: Buffer | None = None) -> None: ...
     def run(self, on_control: Callable[[bytes], bytes | None]) -> int: ...
     def send_control(self, payload: bytes) -> None: ...
     def send_alive(self) -> int: ...

@@ -3,9 +3,9 @@
 import os
 
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EPROTO, ETIMEDOUT, errno
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memmove
+from libc.string cimport memcmp, memmove, memset
 
 from facade.engine.syscalls cimport (
     MSG_NOSIGNAL,
@@ -19,9 +19,21 @@ from facade.engine.syscalls cimport (
     send,
     shutdown,
 )
+from facade.engine.keyed_digest cimport (
+    DIGEST_BYTES,
+    SEED_BYTES,
+    close_digester,
+    digest_piece,
+    open_digester,
+)
 from facade.engine.link_wire cimport (
+    DIGEST_PIECE_BYTES,
+    DIFFER_BYTES_MAX,
+    DIGEST_RANGE_BYTES,
     FRAME_ACK,
     FRAME_CONTROL,
+    FRAME_DIFFER,
+    FRAME_DIGEST,
     FRAME_ERROR,
     FRAME_FLUSH,
     FRAME_FUA,
@@ -39,6 +51,7 @@ from facade.engine.volume cimport (
     IO_FLUSH,
     IO_FUA,
     IO_NO_HOLE,
+    IO_READ,
     IO_WRITE,
     IO_ZERO,
     Io,
@@ -56,17 +69,29 @@ cdef class LinkTarget:
 
     def __cinit__(self):
         self.buffer = NULL
+        self.scratch = NULL
+        self.digester.context = NULL
         pthread_mutex_init(&self.send_lock, NULL)
 
-    def __init__(self, int fd, Volume lower not None):
+    def __init__(self, int fd, Volume lower not None, const uint8_t[::1] seed=None):
+        """`seed`: the digests' (32 bytes), when both sides agreed to compare by them."""
         self.fd = fd
         self.lower = lower
         self.buffer = <uint8_t *> malloc(APPLY_BUFFER_BYTES)
         if self.buffer == NULL:
             raise MemoryError
+        if seed is not None:
+            if seed.shape[0] != SEED_BYTES:
+                raise ValueError(f"the seed has {seed.shape[0]} bytes; it is {SEED_BYTES}")
+            self.scratch = <uint8_t *> malloc(DIGEST_RANGE_BYTES)
+            if self.scratch == NULL or open_digester(&self.digester, &seed[0]):
+                raise MemoryError
+            self.compares = True
 
     def __dealloc__(self):
         free(self.buffer)
+        free(self.scratch)
+        close_digester(&self.digester)
         pthread_mutex_destroy(&self.send_lock)
 
     def run(self, on_control) -> int:
@@ -170,6 +195,8 @@ cdef class LinkTarget:
         if header.offset > self.lower.size_bytes or \
                 header.length > self.lower.size_bytes - header.offset:
             return EPROTO
+        if header.type == FRAME_DIGEST:
+            return self.compare_one(header, payload)
         if header.type == FRAME_WRITE:
             if header.payload_bytes != header.length:
                 return EPROTO
@@ -185,6 +212,51 @@ cdef class LinkTarget:
             return 0
         self.applied_bytes += header.length
         return self.lower.run(&io)
+
+    cdef int compare_one(self, const FrameHeader *header, const uint8_t *digests) noexcept nogil:
+        cdef uint64_t pieces = (header.length + DIGEST_PIECE_BYTES - 1) // DIGEST_PIECE_BYTES
+        cdef uint64_t number
+        cdef uint64_t at
+        cdef uint8_t[DIGEST_BYTES] ours
+        # The answer: a header and a bit for each piece.
+        cdef uint8_t[HEADER_BYTES + DIFFER_BYTES_MAX] frame
+        cdef uint8_t *asked = &frame[HEADER_BYTES]
+        cdef FrameHeader answer
+        cdef bint is_equal = True
+        cdef int error
+        cdef Io io
+        if (not self.compares or header.length == 0 or header.length > DIGEST_RANGE_BYTES
+                or header.offset % DIGEST_PIECE_BYTES
+                or header.payload_bytes != pieces * DIGEST_BYTES):
+            return EPROTO
+        io.op = IO_READ
+        io.flags = 0
+        io.offset = header.offset
+        io.length = header.length
+        io.data = self.scratch
+        io.complete = NULL
+        io.owner = NULL
+        error = self.lower.run(&io)
+        memset(asked, 0, (pieces + 7) // 8)
+        for number in range(pieces):
+            if error:
+                return error
+            at = number * DIGEST_PIECE_BYTES
+            error = digest_piece(&self.digester, self.scratch + at,
+                                 min(header.length - at, <uint64_t> DIGEST_PIECE_BYTES), &ours[0])
+            if memcmp(&ours[0], digests + number * DIGEST_BYTES, DIGEST_BYTES) != 0:
+                asked[number >> 3] |= 1 << (number & 7)
+                is_equal = False
+        # Without an answer, the acknowledgement says that all is equal.
+        if error or is_equal:
+            return error
+        answer = header[0]
+        answer.type = FRAME_DIFFER
+        answer.flags = 0
+        answer.payload_bytes = <uint32_t> ((pieces + 7) // 8)
+        pack_header(frame, &answer, asked)
+        self.send_bytes(frame, HEADER_BYTES + answer.payload_bytes)
+        return 0
 
     cdef int apply_loop(self) noexcept nogil:
         cdef FrameHeader header

@@ -12,6 +12,9 @@ cdef enum:
     HEADER_BYTES = 40
     PAYLOAD_LIMIT_BYTES = 1 << 20     # of any frame; a longer one ends the link
     LINK_VERSION = 1
+    DIGEST_PIECE_BYTES = 4096         # of the volume, that one digest stands for
+    DIGEST_RANGE_BYTES = 1 << 20      # the most that one frame of digests is about
+    DIFFER_BYTES_MAX = 32             # a bit for each piece of that
 
 cdef enum FrameType:
     FRAME_CONTROL = 1    # JSON payload
@@ -22,6 +25,8 @@ cdef enum FrameType:
     FRAME_PING = 6
     FRAME_ERROR = 7      # offset holds an errno: the frame after seq could not be applied
     FRAME_MAP = 8        # payload is a piece of a bitmap, offset its place in bytes
+    FRAME_DIGEST = 9     # payload is a digest of each piece of the range
+    FRAME_DIFFER = 10    # payload has a bit for each piece of the range; set: it differs
 
 cdef enum FrameFlag:
     FRAME_FUA = 1

@@ -49,7 +49,7 @@ cdef int unpack_header(const uint8_t *data, FrameHeader *header) noexcept nogil:
         return EPROTO
     header.type = data[4]
     header.flags = data[5]
-    if header.type < FRAME_CONTROL or header.type > FRAME_MAP:
+    if header.type < FRAME_CONTROL or header.type > FRAME_DIFFER:
         return EPROTO
     memcpy(&v64, data + 8, 8)
     header.seq = be64toh(v64)

@@ -21,8 +21,9 @@ from typing import Any, Final
 from facade.contract.errors import TrellisError
 from facade.engine import states
 from facade.engine.control_errors import EngineFault
+from facade.engine.copier import Copier
 from facade.engine.job import CANCELLED, DONE, FAILED, RUNNING, Job
-from facade.engine.link_connection import Identity, LinkConnection, dial, parse_message
+from facade.engine.link_connection import DIGEST_KIND, Identity, LinkConnection, dial, parse_message
 from facade.engine.link_errors import LinkBroken, PeerNotReady
 from facade.engine.link_sender import LinkSender
 from facade.engine.replica import Replica
@@ -76,6 +77,7 @@ class Source:
         self.on_lost = on_lost
         self.sender: LinkSender | None = None
         self._connection: LinkConnection | None = None
+        self._digest_seed: bytes | None = None  # when the other side compares by digests
         self._threads: list[threading.Thread] = []
         self._answer: dict[str, Any] = {}
         self._answered = threading.Event()
@@ -117,7 +119,7 @@ class Source:
         # Writes that began before the sender was attached end before their blocks are read.
         if not replica.layer.wait_epoch(SETTLE_TIMEOUT_S):
             raise TimeoutError("writes in flight do not end")
-        self._copy(sender)
+        self._copy()
         if replica.layer.settle(SETTLE_TIMEOUT_S) is None:
             raise self._link_error()
         self._ask("synced", ANSWER_TIMEOUT_S)
@@ -144,8 +146,11 @@ class Source:
             keep=request.keep,
             size_bytes=self.replica.changes.size_bytes,
             block_bytes=spec.block_bytes,
+            digests=DIGEST_KIND if request.kind == "update" else None,
         )
         answer = connection.expect("attached")
+        if request.kind == "update" and answer.get("digests") == DIGEST_KIND:
+            self._digest_seed = connection.digest_seed
         if answer.get("map_bytes") != self.replica.changes.map_bytes:
             raise PeerNotReady(host=spec.peer_host, name=spec.name, reason="its bitmap differs")
         return connection
@@ -178,12 +183,13 @@ class Source:
         thread.start()
         self._threads.append(thread)
 
-    def _copy(self, sender: LinkSender) -> None:
-        job, block, done_bytes = self.job, 0, 0
+    def _copy(self) -> None:
+        job, done_bytes = self.job, 0
+        copier = Copier(self.replica.layer, self._digest_seed)
         while True:
             self._check_cancel()
             try:
-                step_bytes, block = self.replica.layer.copy(block, COPY_STEP_BYTES)
+                step_bytes = copier.copy(COPY_STEP_BYTES)
             except OSError as error:
                 raise self._link_error() from error
             if step_bytes == 0:

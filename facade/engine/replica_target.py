@@ -11,7 +11,12 @@ from typing import Any, Final
 
 from facade.contract.errors import TrellisError
 from facade.engine import states
-from facade.engine.link_connection import MAP_PIECE_BYTES, LinkConnection, parse_message
+from facade.engine.link_connection import (
+    DIGEST_KIND,
+    MAP_PIECE_BYTES,
+    LinkConnection,
+    parse_message,
+)
 from facade.engine.link_errors import PeerNotReady, TargetInUse, WouldLoseWrites
 from facade.engine.link_target import LinkTarget
 from facade.engine.replica import Replica
@@ -40,6 +45,7 @@ class Target:
         self._lock = threading.Lock()
         self._link: LinkTarget | None = None  # under _lock; None before the data and at the end
         self._over = False  # under _lock: the descriptor is not ours any more
+        self._digest_seed: bytes | None = None  # when the source wants to compare by digests
         self._left = ""  # why the link ends, when a side ends it on purpose
 
     def run(self) -> None:
@@ -123,7 +129,14 @@ class Target:
         # Nobody writes here any more, so the map stands still while it is sent.
         changes = self.replica.changes
         dirty = self._check_writes(request)
-        self.connection.send("attached", map_bytes=changes.map_bytes, dirty_blocks=dirty)
+        if request.get("digests") == DIGEST_KIND:
+            self._digest_seed = self.connection.digest_seed
+        self.connection.send(
+            "attached",
+            map_bytes=changes.map_bytes,
+            dirty_blocks=dirty,
+            digests=DIGEST_KIND if self._digest_seed else None,
+        )
         offset = 0
         while offset < changes.map_bytes:
             piece = changes.export(offset, MAP_PIECE_BYTES)
@@ -135,7 +148,7 @@ class Target:
         """Apply until the link ends; returns the errno that ended it."""
         replica = self.replica
         self.connection.set_timeout(SILENCE_LIMIT_S)
-        link = LinkTarget(self.connection.fileno(), replica.volume.file)
+        link = LinkTarget(self.connection.fileno(), replica.volume.file, self._digest_seed)
         with self._lock:
             self._link = link
         replica.connected = True

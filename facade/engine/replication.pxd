@@ -27,15 +27,13 @@ cdef class ReplicationLayer(Volume):
     cdef object settle_lock            # one settle() at a time
     cdef object on_bitmap_failed       # called once; True: the failure is durably on record
     cdef readonly uint64_t app_writes  # since engaged
-    cdef uint64_t data_until           # the copier's: data, not hole, up to this offset
 
     cdef int submit_write(self, Io *io) noexcept nogil
     cdef int submit_flush(self, Io *io) noexcept nogil
     cdef int write_both(self, Io *io, int parity) noexcept nogil
     cdef uint64_t send_piece(self, Io *piece, Io *whole, int parity, int *error) noexcept nogil
     cdef int local_write(self, Io *io) noexcept nogil
+    # Keep the attached sender in place until leave_users(); False when none is sending.
+    cdef bint enter_users(self) noexcept nogil
     cdef void leave_users(self) noexcept nogil
     cdef int record_bitmap_failure(self, int error) noexcept nogil
-    cdef bint is_hole(self, uint64_t offset, uint64_t length) noexcept nogil
-    cdef uint64_t copy_chunk(self, uint64_t start, uint64_t limit, uint64_t *next_block,
-                             int *error) noexcept nogil

@@ -3,14 +3,13 @@
 import os
 import threading
 
-from libc.errno cimport EAGAIN, EIO, EPERM, ESHUTDOWN
+from libc.errno cimport EAGAIN, EIO, EPERM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from facade.engine.change_map cimport ChangeMap
 from facade.engine.syscalls cimport (
     cond_init,
-    is_zero,
     pthread_cond_broadcast,
     pthread_cond_destroy,
     pthread_cond_wait,
@@ -39,7 +38,6 @@ from facade.engine.volume cimport (
 
 cdef enum:
     WRITE_PIECE_BYTES = 512 << 10      # one frame of an application's write
-    COPY_CHUNK_BYTES = 512 << 10       # one frame of the copier
 
 
 cdef class ReplicationLayer(Volume):
@@ -128,17 +126,6 @@ cdef class ReplicationLayer(Volume):
                 with nogil:
                     self.leave_users()
 
-    def enter_users(self) -> bool:
-        """Keep the attached sender in place until leave_users(); False when none is sending."""
-        cdef bint sending
-        with nogil:
-            pthread_mutex_lock(&self.changes.lock)
-            sending = self.sending
-            if sending:
-                self.users += 1
-            pthread_mutex_unlock(&self.changes.lock)
-        return sending
-
     def _settle(self, long timeout_ms) -> int | None:
         cdef int error
         cdef uint64_t seq, cleared
@@ -179,26 +166,6 @@ cdef class ReplicationLayer(Volume):
             error = self.changes.flip(timeout_ms)
         return error == 0
 
-    def copy(self, uint64_t start_block, uint64_t limit_bytes) -> tuple[int, int]:
-        """Send the next blocks of the copier's list from `start_block`, about `limit_bytes`.
-
-        Returns (bytes covered, block to go on from); 0 bytes: the list has no more from there.
-        Raises OSError: the volume below cannot be read, or the link is gone.
-        """
-        cdef uint64_t done = 0, one, at = start_block
-        cdef int error = 0
-        if start_block == 0:
-            self.data_until = 0
-        with nogil:
-            while done < limit_bytes:
-                one = self.copy_chunk(at, COPY_CHUNK_BYTES >> self.changes.block_shift, &at, &error)
-                if one == 0:
-                    break
-                done += one
-        if error:
-            raise OSError(error, os.strerror(error), self.name)
-        return done, at
-
     # ---- data path --------------------------------------------------------------------------
 
     cdef int submit(self, Io *io) noexcept nogil:
@@ -237,6 +204,15 @@ cdef class ReplicationLayer(Volume):
     cdef int extent(self, uint64_t offset, uint64_t length, uint64_t *run_bytes,
                     bint *is_hole) noexcept nogil:
         return self.lower.extent(offset, length, run_bytes, is_hole)
+
+    cdef bint enter_users(self) noexcept nogil:
+        cdef bint sending
+        pthread_mutex_lock(&self.changes.lock)
+        sending = self.sending
+        if sending:
+            self.users += 1
+        pthread_mutex_unlock(&self.changes.lock)
+        return sending
 
     cdef void leave_users(self) noexcept nogil:
         pthread_mutex_lock(&self.changes.lock)
@@ -404,72 +380,3 @@ cdef class ReplicationLayer(Volume):
         if sending:
             self.leave_users()
         return error
-
-    # ---- copier -----------------------------------------------------------------------------
-
-    cdef bint is_hole(self, uint64_t offset, uint64_t length) noexcept nogil:
-        # Looking for the end of a run of data may cost time that grows with the run, so it is
-        # remembered: reading data that has become a hole since is right too. A hole is looked for
-        # each time, under the lock of its range.
-        cdef uint64_t run = 0
-        cdef bint hole = False
-        if offset + length <= self.data_until:
-            return False
-        if self.lower.extent(offset, self.size_bytes - offset, &run, &hole):
-            return False
-        if not hole:
-            self.data_until = offset + run
-        return hole and run >= length
-
-    cdef uint64_t copy_chunk(self, uint64_t start, uint64_t limit, uint64_t *next_block,
-                             int *error) noexcept nogil:
-        cdef uint64_t first = 0, count, offset, length, seq
-        cdef uint8_t *place = NULL
-        cdef int parity = -1
-        cdef Io io
-        pthread_mutex_lock(&self.changes.lock)
-        if not self.sending:
-            error[0] = ESHUTDOWN
-            pthread_mutex_unlock(&self.changes.lock)
-            return 0
-        count = self.changes.take_todo_locked(start, limit if limit else 1, &first)
-        if count:
-            parity = self.changes.enter_locked(first, first + count - 1)
-            self.users += 1
-        pthread_mutex_unlock(&self.changes.lock)
-        if not count:
-            return 0
-        next_block[0] = first + count
-        offset = first << self.changes.block_shift
-        length = min(count << self.changes.block_shift, self.changes.size_bytes - offset)
-        # Room in the ring first: whoever waits for it must hold no lock that a writer wants.
-        seq = self.sender.reserve(<uint32_t> length, WAIT_REMOTE, parity, NULL, &place)
-        if not seq:
-            self.changes.leave(parity)
-            self.leave_users()
-            error[0] = ESHUTDOWN
-            return 0
-        self.locks.lock(first, first + count - 1)
-        if self.is_hole(offset, length):
-            self.sender.fill(seq, FRAME_ZERO, 0, offset, length, 0)
-        else:
-            io.op = IO_READ
-            io.flags = 0
-            io.offset = offset
-            io.length = length
-            io.data = place
-            io.complete = NULL
-            io.owner = NULL
-            error[0] = self.lower.run(&io)
-            if error[0]:
-                # The place in the order is taken: what cannot be read ends the link.
-                self.volume_failed = True
-                self.failed_errno = error[0]
-                self.sender.kill(error[0])
-            elif is_zero(place, length):
-                self.sender.fill(seq, FRAME_ZERO, 0, offset, length, 0)
-            else:
-                self.sender.fill(seq, FRAME_WRITE, 0, offset, length, <uint32_t> length)
-        self.locks.unlock(first, first + count - 1)
-        self.leave_users()
-        return 0 if error[0] else length

@@ -16,6 +16,7 @@ from facade.bitmap_size import bitmap_bytes
 from facade.engine import autosync, link_connection, replica_source, states
 from facade.engine.bitmap_header import BitmapHeader
 from facade.engine.change_map import ChangeMap
+from facade.engine.copier import Copier
 from facade.engine.file_volume import FileVolume
 from facade.engine.job import DONE, FAILED
 from facade.engine.link_connection import LinkConnection
@@ -312,9 +313,10 @@ def test_frame_that_ends_with_the_ring_is_not_sent_with_the_next_one(tmp_path: P
     layer.attach(sender)
     changes.plan_copy()
     # The ring is filled before anything is sent: the rest waits for room.
-    _, at = layer.copy(0, sum(lengths[:512]) * block_bytes)
+    copier = Copier(layer)
+    copier.copy(sum(lengths[:512]) * block_bytes)
     assert sender.in_flight == 512
-    threads = [in_thread(sender.run_sender), in_thread(lambda: layer.copy(at, size_bytes))]
+    threads = [in_thread(sender.run_sender), in_thread(lambda: copier.copy(size_bytes))]
     try:
         data = LinkConnection.__new__(LinkConnection)
         data.sock, data.peer, data.deadline_s, data.received_bytes = far, "", float("inf"), 0

@@ -69,7 +69,7 @@ cdef class CopyJob(BlockJob):
         while at < end:
             if self.should_stop():
                 return STOPPED
-            error = self.find_extent(worker, LEFT, at, end - at, &length, &is_hole)
+            error = self.find_extent(LEFT, at, end - at, &length, &is_hole)
             if error == 0:
                 if is_hole:
                     error = self.make_zero(worker, at, length)
@@ -118,7 +118,7 @@ cdef class CopyJob(BlockJob):
             atomic_add(&self.skipped_count, length)
             return 0
         while done < length:
-            error = self.find_extent(worker, RIGHT, at + done, length - done, &run, &is_hole)
+            error = self.find_extent(RIGHT, at + done, length - done, &run, &is_hole)
             if error:
                 return error
             if is_hole:

@@ -33,8 +33,12 @@ cdef struct Worker:
     bint is_caller                 # works on the thread that called run()
     uint8_t *left                  # PIECE_BYTES each, page-aligned
     uint8_t *right
-    uint64_t[2] data_until         # volume offset below which all that is still to come is data
     void *own                      # the subclass's, between open_worker() and close_worker()
+
+# What find_extent() was last told is data, of one side: volume offsets.
+cdef struct DataRun:
+    uint64_t start
+    uint64_t end                   # not beyond `start`: none
 
 cdef struct Failure:
     int error                      # 0: none
@@ -58,9 +62,11 @@ cdef class BlockJob:
     cdef int64_t is_failed         # atomic
     cdef bint is_begun
     cdef readonly bint is_complete    # run() has returned without an error
+    cdef pthread_mutex_t asking    # guards the data runs; one asks a volume, for all workers
+    cdef DataRun[2] data_runs
     cdef pthread_mutex_t mutex     # guards what follows
     cdef pthread_cond_t ended
-    cdef bint is_ready             # mutex and condition exist
+    cdef bint is_ready             # mutexes and condition exist
     cdef int helpers               # threads beside the caller's
     cdef Failure failure           # of all that happened, the one of lowest `at`
 
@@ -75,7 +81,7 @@ cdef class BlockJob:
     cdef int finish(self) noexcept nogil        # on the caller's thread after the last chunk
 
     # For run_chunk(). `run` gets at most `length`; 0 or errno, on record already.
-    cdef int find_extent(self, Worker *worker, int side, uint64_t at, uint64_t length,
+    cdef int find_extent(self, int side, uint64_t at, uint64_t length,
                          uint64_t *run, bint *is_hole) noexcept nogil
     cdef int read_side(self, int side, uint64_t at, uint64_t length, uint8_t *data) noexcept nogil
     cdef int run_side(self, int side, int op, int step, uint64_t at, uint64_t length,

@@ -48,6 +48,7 @@ cdef class BlockJob:
     """
 
     def __cinit__(self) -> None:
+        pthread_mutex_init(&self.asking, NULL)
         pthread_mutex_init(&self.mutex, NULL)
         pthread_cond_init(&self.ended, NULL)
         self.is_ready = True
@@ -56,6 +57,7 @@ cdef class BlockJob:
         if self.is_ready:
             pthread_cond_destroy(&self.ended)
             pthread_mutex_destroy(&self.mutex)
+            pthread_mutex_destroy(&self.asking)
 
     @property
     def done_bytes(self) -> int:
@@ -133,24 +135,27 @@ cdef class BlockJob:
         return 0
 
     # A hole is asked about anew for each chunk, for a write may have filled it since; what was data
-    # is read in any case.
-    cdef int find_extent(self, Worker *worker, int side, uint64_t at, uint64_t length,
+    # is read in any case. Finding the end of a long run of data takes long in some file systems
+    # (tmpfs looks at every page), so one worker does it for all.
+    cdef int find_extent(self, int side, uint64_t at, uint64_t length,
                          uint64_t *run, bint *is_hole) noexcept nogil:
         cdef uint64_t offset = self.offsets[side] + at
+        cdef DataRun *known = &self.data_runs[side]
         cdef uint64_t found = 0
-        cdef int error
+        cdef int error = 0
         is_hole[0] = False
-        if offset >= worker.data_until[side]:
+        pthread_mutex_lock(&self.asking)
+        if known.start <= offset < known.end:
+            found = known.end - offset
+        else:
             error = (<Volume> self.volumes[side]).extent(offset, self.total_bytes - at, &found,
                                                          is_hole)
-            if error:
-                return self.fail(error, STEP_EXTENT, side, at)
-            if is_hole[0]:
-                run[0] = min(found, length)
-                return 0
-            worker.data_until[side] = offset + found
-        run[0] = min(worker.data_until[side] - offset, length)
-        return 0
+            if error == 0 and not is_hole[0]:
+                known.start = offset
+                known.end = offset + found
+        pthread_mutex_unlock(&self.asking)
+        run[0] = min(found, length)
+        return self.fail(error, STEP_EXTENT, side, at) if error else 0
 
     cdef int read_side(self, int side, uint64_t at, uint64_t length, uint8_t *data) noexcept nogil:
         cdef int error = self.run_side(side, IO_READ, STEP_READ, at, length, data)

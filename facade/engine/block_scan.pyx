@@ -117,9 +117,9 @@ cdef class CompareJob(BlockMapJob):
             if self.should_stop():
                 return STOPPED
             if not self.skip_marked(at, end, &length):
-                error = self.find_extent(worker, LEFT, at, end - at, &length, &left_hole)
+                error = self.find_extent(LEFT, at, end - at, &length, &left_hole)
                 if error == 0:
-                    error = self.find_extent(worker, RIGHT, at, length, &length, &right_hole)
+                    error = self.find_extent(RIGHT, at, length, &length, &right_hole)
                 if error == 0 and not (left_hole and right_hole):
                     length = min(length, <uint64_t> PIECE_BYTES)
                     error = self.compare_piece(worker, at, length, left_hole, right_hole)
@@ -186,7 +186,7 @@ cdef class ZeroScanJob(BlockMapJob):
             if self.should_stop():
                 return STOPPED
             if not self.skip_marked(at, end, &length):
-                error = self.find_extent(worker, LEFT, at, end - at, &length, &is_hole)
+                error = self.find_extent(LEFT, at, end - at, &length, &is_hole)
                 if error == 0 and not is_hole:
                     length = min(length, <uint64_t> PIECE_BYTES)
                     error = self.read_side(LEFT, at, length, worker.left)
@@ -267,7 +267,7 @@ cdef class DigestJob(BlockJob):
         while at < end:
             if self.should_stop():
                 return STOPPED
-            error = self.find_extent(worker, LEFT, at, end - at, &length, &is_hole)
+            error = self.find_extent(LEFT, at, end - at, &length, &is_hole)
             if error:
                 return error
             if is_hole and at + length < end:

@@ -223,7 +223,7 @@ def test_the_map_of_a_comparison_goes_into_a_bitmap(tmp_path: Path) -> None:
     other[5 * 32768] = other[-1] = 1
     path = tmp_path / "bitmap"
     path.write_bytes(bytes(64 * KIB))
-    bitmap = Bitmap(path, MIB, 32768)
+    bitmap = Bitmap(FileVolume(path), MIB, 32768)
     bitmap.format(BitmapHeader(bytes(16), "primary", "logging", frozenset(), 32768, MIB), False)
     with image(tmp_path, "a", data) as left, image(tmp_path, "b", bytes(other)) as right:
         job = CompareJob(left, right)

@@ -18,6 +18,11 @@ cdef enum:
     PIECE_BYTES = 1048576            # handed down at a time
     EXIT_STATUS = 77                 # of a process that ends with its power
 
+cdef enum PowerState:
+    POWER_ON = 0
+    POWER_GOING = 1                  # requests fail, and volumes lose their part one by one
+    POWER_GONE = 2
+
 # A write or zero that was acknowledged and may be lost.
 cdef struct HeldChange:
     uint64_t number                  # rises from 1 in the order of acceptance
@@ -35,8 +40,9 @@ cdef class PowerSupply:
     cdef readonly bint exits         # the process ends at the cut
     cdef unsigned int flush_delay_us
     cdef int64_t change_count        # atomic; writes, zeroes, trims, flushes of all its volumes
-    cdef int64_t cut_at              # the change at which power is cut; 0: only by cut()
-    cdef int64_t off_state           # atomic; 1 for good once it was cut
+    cdef int64_t cut_at              # atomic; the change at which power is cut; 0: only by cut()
+    cdef int64_t off_state           # atomic; a PowerState
+    cdef object cut_lock             # one cut()
 
     cdef bint is_the_moment(self) noexcept nogil
     cdef void cut_now(self) noexcept nogil

@@ -1,6 +1,7 @@
 """A backing that loses at a power cut what a real disk may lose: for tests, and users' trials."""
 
 import os
+import threading
 
 from libc.errno cimport EAGAIN, EINVAL, EIO, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint64_t
@@ -50,6 +51,7 @@ cdef class PowerSupply:
     def __init__(self, cut_at: int = 0, seed: int = 0, exits: bool = False,
                  flush_delay_us: int = 0) -> None:
         self.volumes = []
+        self.cut_lock = threading.Lock()
         self.cut_at = cut_at
         self.seed = seed
         self.exits = exits
@@ -62,8 +64,8 @@ cdef class PowerSupply:
 
     @property
     def is_off(self) -> bool:
-        """Whether the power was cut."""
-        return atomic_load(&self.off_state) != 0
+        """Whether the power was cut, and the volumes below are what the next start finds."""
+        return atomic_load(&self.off_state) == POWER_GONE
 
     def cut(self, seed: int | None = None) -> None:
         """Lose a part of what is not flushed, chosen by `seed`; every request fails from now on.
@@ -72,16 +74,24 @@ cdef class PowerSupply:
         """
         if seed is not None:
             self.seed = seed
-        # Off first: whoever finds it on has its volume's mutex and ends before that volume's turn.
-        atomic_store(&self.off_state, 1)
-        for index, volume in enumerate(self.volumes):
-            lose(volume, mix(self.seed, index))
-        if self.exits:
-            os._exit(EXIT_STATUS)
+        with self.cut_lock:
+            if self.is_off:
+                return
+            # Whoever finds it on has its volume's mutex and ends before that volume's turn.
+            atomic_store(&self.off_state, POWER_GOING)
+            for index, volume in enumerate(self.volumes):
+                lose(volume, mix(self.seed, index))
+            if self.exits:
+                os._exit(EXIT_STATUS)
+            atomic_store(&self.off_state, POWER_GONE)
+
+    def cut_after(self, changes: int) -> None:
+        """Have the power cut at the n-th change from now on, in place of any moment set before."""
+        atomic_store(&self.cut_at, atomic_load(&self.change_count) + <int64_t> changes)
 
     cdef bint is_the_moment(self) noexcept nogil:
         cdef int64_t number = atomic_add(&self.change_count, 1)
-        return self.cut_at > 0 and number == self.cut_at
+        return number == atomic_load(&self.cut_at)
 
     cdef void cut_now(self) noexcept nogil:
         with gil:

@@ -47,7 +47,7 @@ class Host:
     def __init__(self, folder: Path, name: str, holds: bool = False) -> None:
         self.name = name
         self.folder = folder / name
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
         self._sockets = tempfile.TemporaryDirectory(prefix="tr-")
         self._holds = holds
         self.journal = Journal(self.folder / "journal.db", name)

@@ -21,6 +21,7 @@ from facade.engine.bitmap_header import BitmapHeader
 from facade.engine.fault_volume import FaultVolume
 from facade.engine.file_volume import FileVolume
 from facade.errors import BitmapTooSmall
+from tests.engine.harness import wait_for
 
 SET_ID = bytes(range(16))
 BLOCK_BYTES = 4096
@@ -295,3 +296,36 @@ def test_a_closed_bitmap_leaves_its_volume_alone(path: Path) -> None:
         bitmap.sync()
     assert path.read_bytes() == before
     assert 8 in marked(bitmap)
+
+
+@pytest.mark.parametrize("how", ["fill", "merge"])
+def test_bits_set_by_fill_or_merge_are_not_taken_for_durable(path: Path, how: str) -> None:
+    bitmap = new(path)
+    volume = FaultVolume(bitmap.volume, is_async=True)
+    held = Bitmap(volume, SIZE_BYTES, BLOCK_BYTES)
+    assert held.load(SET_ID) is None
+    if how == "fill":
+        held.fill()
+    else:
+        held.merge(0, b"\xff" * 4096)
+    volume.hold()
+    marked_one = threading.Event()
+
+    def mark() -> None:
+        held.mark(5, 5)
+        marked_one.set()
+
+    threads = [threading.Thread(target=body, daemon=True) for body in (held.sync, mark)]
+    try:
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: volume.held, what="the bitmap's first write")
+        # A write to block 5 must wait: a crash now would find its bit clear.
+        assert not marked_one.wait(0.05)
+    finally:
+        volume.release()
+        for thread in threads:
+            thread.join(10)
+        volume.close()
+    assert marked_one.is_set()
+    assert 5 in marked(reload(path))

@@ -13,6 +13,7 @@ from beans.volume_schemas import (
     AttachArgs,
     CreateArgs,
     NameArgs,
+    ResizeArgs,
     Suitability,
     SuitArgs,
     Uri,
@@ -118,6 +119,22 @@ class VolumeBean(Bean):
             else:
                 self._volumes.open(name, before.path)
         return self._volumes.show(name)
+
+    @method(args=ResizeArgs, result=Volume, timeout_s=150.0)
+    def resize(
+        self, name: str, size_bytes: int | None = None, may_shrink: bool = False
+    ) -> Mapping[str, Any]:
+        """Make a volume longer, or with `may_shrink` shorter, under its clients.
+
+        Raises VolumeNotControlled, VolumeBusy, SizeRefused, ShrinkRefused, SpaceShort, PathRefused;
+        then nothing has changed.
+        """
+        with self._change(name):
+            before = self._volumes.describe(name).size_bytes
+            volume = self._volumes.resize(name, size_bytes, may_shrink)
+            if volume["size_bytes"] != before or size_bytes is None:
+                self._post("volume_resized", name, size_bytes=volume["size_bytes"])
+        return volume
 
     @method(args=NameArgs, result=Volume, timeout_s=20.0)
     def disable(self, name: str) -> Mapping[str, Any]:

@@ -5,6 +5,8 @@ list      -                             [Volume]
 show      name                          Volume
 create    name, size_bytes              Volume
 enable    name                          Volume     under SVI control
+resize    name, size_bytes,             Volume     refused while a set uses it
+          may_shrink
 disable   name                          Volume     refused while a set uses it
 uses      name                          [Use]
 uri       name                          Uri
@@ -41,6 +43,14 @@ class AttachArgs(Strict):
         load_default=None, allow_none=True, validate=validate.OneOf(["nbd", "nbdfuse"])
     )
     read_only = fields.Boolean(load_default=False)
+
+
+class ResizeArgs(Strict):
+    """How long to make a volume; without a size as long as its file or device has become."""
+
+    name = fields.String(required=True)
+    size_bytes = fields.Integer(load_default=None, allow_none=True, strict=True)
+    may_shrink = fields.Boolean(load_default=False)
 
 
 class SuitArgs(Strict):

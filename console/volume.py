@@ -82,6 +82,29 @@ def enable(console: Console, name: str, export: bool) -> None:
 
 @volume.command()
 @click.argument("name", metavar="V")
+@click.option(
+    "--size",
+    "size_bytes",
+    type=Size(),
+    metavar="SIZE",
+    help="Such as 64M or 1G; K, M, G are binary. Without: as its file or device has become.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask (when it becomes smaller).")
+@pass_console
+def resize(console: Console, name: str, size_bytes: int | None, yes: bool) -> None:
+    """Make a volume larger or smaller under its clients; refused while a set uses it."""
+    bean = console.bean(BEAN)
+    asked: dict[str, Any] = {}
+    if size_bytes is not None:
+        asked["size_bytes"] = size_bytes
+        if size_bytes < bean.show(name=name)["size_bytes"]:
+            console.confirm(f"Cutting {name} off at {human_bytes(size_bytes)}", yes)
+            asked["may_shrink"] = True
+    _show(console, bean.resize(name=name, **asked))
+
+
+@volume.command()
+@click.argument("name", metavar="V")
 @pass_console
 def disable(console: Console, name: str) -> None:
     """Take a volume out of control; refused while a set uses it."""

@@ -125,6 +125,17 @@ class SpaceShort(VolumeError):
     hint = "Make room there, or use a smaller size."
 
 
+class ShrinkRefused(VolumeError):
+    """A volume would lose what lies past its new end, and nobody said that it may."""
+
+    code = "shrink_refused"
+    message = (
+        "The volume {volume} on {host} has {size_bytes} bytes; with {wanted_bytes} bytes it would"
+        " lose what lies past them."
+    )
+    hint = "`trellis volume resize {volume} --size {wanted_bytes} --yes` cuts it off."
+
+
 class PathRefused(VolumeError):
     """A file or folder cannot be used: the operating system's reason."""
 

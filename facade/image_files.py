@@ -69,6 +69,11 @@ def make_image_file(folder: Path, name: str, size_bytes: int, host: str) -> Path
     return path
 
 
+def check_growth(path: Path, size_bytes: int, wanted_bytes: int) -> None:
+    """Raise SpaceShort where an image file could not be filled up to its new size."""
+    _check_space(path, wanted_bytes - size_bytes)
+
+
 def make_allocated_file(path: Path, size_bytes: int) -> None:
     """Make a file of zeroes that has all its blocks, in place of one of that name.
 

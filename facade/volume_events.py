@@ -63,6 +63,13 @@ VOLUME_KINDS: Final = (
     ),
     EventKind(
         VOLUME_SERVICE,
+        "volume_resized",
+        "info",
+        "The volume {subject} on {host} has {size_bytes} bytes now.",
+        "Clients that are connected may have to connect again to see the new size.",
+    ),
+    EventKind(
+        VOLUME_SERVICE,
         "volume_missing",
         "error",
         "The volume {subject} on {host} is under control of Trellis, but the engine cannot"

@@ -18,6 +18,7 @@ from facade.contract.errors import UnreachableError
 from facade.contract.names import check_volume
 from facade.contract.settings import HostSettings
 from facade.errors import (
+    ShrinkRefused,
     UnknownVolume,
     VolumeBusy,
     VolumeExists,
@@ -26,9 +27,19 @@ from facade.errors import (
     VolumeUnguarded,
     VolumeUnsuitable,
 )
-from facade.image_files import check_size, image_file, image_files, make_image_file, same_thing
+from facade.image_files import (
+    check_growth,
+    check_size,
+    image_file,
+    image_files,
+    make_image_file,
+    same_thing,
+)
 from facade.native import EngineClient
 from facade.volume_use import writer_of
+
+RESIZE_TIMEOUT_S: Final = 120.0
+"""How long the engine may take to resize a volume: its file is flushed."""
 
 ENGINE_QUESTION_TIMEOUT_S: Final = 5.0
 """How long a listing waits for the engine; without an answer the addresses are missing."""
@@ -144,6 +155,31 @@ class VolumeSystem:
             if record is not None and record.enabled and record.set_id not in engaged:
                 raise VolumeUnguarded(volume=name, host=self.host, set=use.set_name)
         self._engine.call("volume.open", name=name, path=path)
+
+    def resize(self, name: str, size_bytes: int | None, may_shrink: bool) -> dict[str, Any]:
+        """Make a volume under control longer or shorter; None: as its file or device now is.
+
+        Clients stay connected. Raises VolumeNotControlled, VolumeBusy while a set (also a disabled
+        one) uses it, SizeRefused, ShrinkRefused, SpaceShort, PathRefused; then nothing has changed.
+        """
+        record = self._store.volume(self.find(name).name)
+        served = {volume["name"]: volume for volume in self._engine.call("volume.list")}
+        if record is None or record.control == "none" or name not in served:
+            raise VolumeNotControlled(volume=name, host=self.host)
+        for use in self._uses(name):
+            raise VolumeBusy(volume=name, used_by=use["set"], role=use["role"])
+        before = int(served[name]["size_bytes"])
+        path = Path(record.path)
+        if size_bytes is not None:
+            check_size(size_bytes)
+            if size_bytes < before and not may_shrink:
+                raise ShrinkRefused(
+                    volume=name, host=self.host, size_bytes=before, wanted_bytes=size_bytes
+                )
+            if size_bytes > before and not path.is_block_device():
+                check_growth(path, before, size_bytes)
+        self._engine.call("volume.resize", RESIZE_TIMEOUT_S, name=name, size_bytes=size_bytes)
+        return self.show(name)
 
     def close(self, name: str) -> None:
         """Let the engine no longer serve a volume.

@@ -174,6 +174,7 @@ class Engine:
             "volume.open": self.volume_open,
             "volume.close": self.volume_close,
             "volume.list": self.volume_list,
+            "volume.resize": self.volume_resize,
             "set.enable": self.set_enable,
             "set.disable": self.set_disable,
             "set.update": self.set_update,
@@ -215,6 +216,10 @@ class Engine:
     def volume_list(self) -> list[dict[str, Any]]:
         """`volume.list`."""
         return [volume.to_wire() for volume in self.volumes.all()]
+
+    def volume_resize(self, name: str, size_bytes: int | None = None) -> dict[str, Any]:
+        """`volume.resize`."""
+        return self.volumes.resize(name, size_bytes).to_wire()
 
     def set_enable(self, spec: dict[str, Any], init: str) -> dict[str, Any]:
         """`set.enable`."""

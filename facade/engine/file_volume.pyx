@@ -6,6 +6,8 @@ import os
 import stat
 from errno import EBUSY as PY_EBUSY
 from errno import EINVAL as PY_EINVAL
+from errno import EIO as PY_EIO
+from errno import EPERM as PY_EPERM
 from errno import EWOULDBLOCK as PY_EWOULDBLOCK
 from pathlib import Path
 
@@ -168,6 +170,32 @@ cdef class FileVolume(Volume):
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def lengthen(self, size_bytes: int | None) -> int:
+        """Make the file at least so long; what is added is a hole. A device is measured anew.
+
+        Raises OSError: EINVAL when a device has another size, EPERM when read-only, EIO when the
+        volume has failed, else the system's reason.
+        """
+        if self.failed:
+            raise OSError(PY_EIO, "a flush has failed; open the volume anew", self.path)
+        found = measure_size(self.fd, self.path, self.is_device)
+        if size_bytes is None:
+            return found
+        if self.is_device and size_bytes != found:
+            raise OSError(PY_EINVAL, f"the device has {found} bytes, which is not changed here",
+                          self.path)
+        if self.read_only and size_bytes != found:
+            raise OSError(PY_EPERM, "the volume is read-only", self.path)
+        if size_bytes > found:
+            set_length(self, size_bytes, found)
+        return size_bytes
+
+    def shorten(self, size_bytes: int) -> None:
+        """Cut off what the file has past this size; a device has what it has."""
+        found = measure_size(self.fd, self.path, self.is_device)
+        if size_bytes < found and not self.is_device and not self.read_only:
+            set_length(self, size_bytes, None)
 
     cdef int submit(self, Io *io) noexcept nogil:
         cdef int error
@@ -407,6 +435,18 @@ cdef object measure_size(int fd, str path, bint is_device):
     if not stat.S_ISREG(status.st_mode):
         raise OSError(PY_EINVAL, "neither a file nor a block device", path)
     return status.st_size
+
+
+# Durable, or (with `before`) back at what it was. The volume's own flush: it also tells of data
+# that could not be written, and nobody else would hear of that again.
+cdef object set_length(FileVolume volume, size_bytes, before):
+    try:
+        os.ftruncate(volume.fd, size_bytes)
+        volume.flush()
+    except OSError:
+        if before is not None:
+            os.ftruncate(volume.fd, before)
+        raise
 
 
 cdef object lies_in_memory(int fd):

@@ -222,7 +222,9 @@ cdef class Transmission:
             error = self.parse_filter(header, data, request)
         translate(header, &request.io)
         if error == 0:
-            error = check(&self.rules, self.volume.size_bytes, header, &request.why)
+            # Another thread may resize the volume; its gate checks again.
+            error = check(&self.rules, atomic_load(<int64_t *> &self.volume.size_bytes), header,
+                          &request.why)
         if error == 0 and (header.length or header.command == NBD_CMD_FLUSH):
             request.why = NULL
             if request.io.op == IO_READ:
@@ -319,12 +321,14 @@ cdef class Transmission:
         cdef Io *io = &request.io
         cdef uint64_t at = io.offset
         cdef uint64_t end = io.offset + io.length
-        cdef uint64_t size_bytes = self.volume.size_bytes
+        cdef uint64_t size_bytes = atomic_load(<int64_t *> &self.volume.size_bytes)
         cdef uint64_t from_at = at       # where what is not yet laid out begins
         cdef uint64_t run_bytes = 0
         cdef bint is_hole = False
         cdef bint was_hole = False
         cdef Layout *layout
+        if end > size_bytes:
+            return
         # All the way to the volume's end: a long run of data is asked for once.
         if self.is_known_data(at, end) or self.volume.extent(at, size_bytes - at, &run_bytes,
                                                              &is_hole):

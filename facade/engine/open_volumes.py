@@ -69,6 +69,8 @@ class OpenVolumes:
         """Sockets go to `nbd_dir`, which exists."""
         self.nbd_dir = nbd_dir
         self.host = host
+        # Held by who changes what a volume is for others: a set that is enabled, a new size.
+        self.changing = threading.Lock()
         self._lock = threading.Lock()
         self._volumes: dict[str, OpenVolume] = {}
 
@@ -115,6 +117,22 @@ class OpenVolumes:
                 )
             del self._volumes[name]
             self._end(volume)
+
+    def resize(self, name: str, size_bytes: int | None) -> OpenVolume:
+        """Make a volume longer or shorter under its clients; None: as its file or device now is.
+
+        Raises UnknownVolume, VolumeBusy while a set uses it, PathRefused; then nothing has changed.
+        """
+        with self.changing:
+            volume = self.get(name)
+            if volume.sets or volume.stack.top is not volume.file or volume.stack.read_only:
+                raise VolumeBusy(volume=name, role="data or bitmap volume", used_by="a set")
+            try:
+                volume.stack.resize(size_bytes)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise PathRefused(path=str(volume.path), reason=reason) from error
+            return volume
 
     def give_up(self, name: str) -> None:
         """Close a volume that was never exported: it must not be written without its set."""

@@ -86,7 +86,7 @@ class Replicas:
         Raises VolumeBusy, BitmapTooSmall, SizeDiffers, PathRefused, UnknownVolume; then nothing
         is engaged.
         """
-        with self._lock:
+        with self.volumes.changing, self._lock:
             known = self._replicas.get(spec.set_id)
             if known is not None:
                 return known

@@ -2,6 +2,7 @@
 
 import os
 from errno import EINVAL as PY_EINVAL
+from errno import EOPNOTSUPP as PY_EOPNOTSUPP
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport ENOSYS
@@ -113,6 +114,18 @@ cdef class Volume:
     def flush(self) -> None:
         """Return once every write acknowledged before is durable."""
         run_or_raise(self, IO_FLUSH, 0, 0, 0, NULL)
+
+    def lengthen(self, size_bytes: int | None) -> int:
+        """Make what is behind the volume at least so long, durably; the volume does not see it yet.
+
+        None: as long as it has become. Returns the size to go on with. A layer refuses: it comes
+        off first. Raises OSError; then nothing has changed.
+        """
+        raise OSError(PY_EOPNOTSUPP, "a layer cannot be resized; disengage it first", self.name)
+
+    def shorten(self, size_bytes: int) -> None:
+        """Cut off, durably, what lies past the volume's end, if anything does. Raises OSError."""
+        raise OSError(PY_EOPNOTSUPP, "a layer cannot be resized; disengage it first", self.name)
 
     def extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """Say where data is: `(offset, length, is_hole)` in order, neighbours never alike."""

@@ -1,6 +1,9 @@
 """The top of a volume's stack, and the gate at which requests wait while layers change."""
 
-from libc.errno cimport EAGAIN, ENOMEM, EPERM, ESHUTDOWN
+from errno import EBUSY as PY_EBUSY
+from errno import ESHUTDOWN as PY_ESHUTDOWN
+
+from libc.errno cimport EAGAIN, EINVAL, ENOMEM, ENOSPC, EPERM, ESHUTDOWN
 from libc.stdlib cimport free, malloc
 
 from facade.engine.io_pool cimport IoPool, PoolItem
@@ -10,6 +13,7 @@ from facade.engine.syscalls cimport (
     atomic_and,
     atomic_load,
     atomic_or,
+    atomic_store,
     clock_gettime,
     pthread_cond_broadcast,
     pthread_cond_clockwait,
@@ -22,7 +26,7 @@ from facade.engine.syscalls cimport (
     pthread_mutex_unlock,
     timespec,
 )
-from facade.engine.volume cimport IO_FLUSH, IO_NOWAIT, IO_PENDING, IO_READ
+from facade.engine.volume cimport IO_FLUSH, IO_NOWAIT, IO_PENDING, IO_READ, IO_WRITE, IO_ZERO
 
 # How long a change waits for the requests in flight before it gives up and changes nothing.
 SHUT_TIMEOUT_S = 30.0
@@ -144,6 +148,42 @@ cdef class VolumeStack(Volume):
         self.refuses_writes = read_only
         self.open_gate()
 
+    def resize(self, size_bytes: int | None = None, timeout_s: float = SHUT_TIMEOUT_S) -> None:
+        """Make the volume longer or shorter between two requests, its backing file durably so.
+
+        None: as long as what is behind it has become. What lies past a new end is lost; requests
+        that reach past it fail from then on. Raises OSError (EBUSY while a layer is engaged,
+        EOPNOTSUPP where the backing cannot be resized, else what it says) and TimeoutError as
+        `set_top` does; then the size is what it was.
+        """
+        bottom = self.top_volume
+        before = self.size_bytes
+        # Longer first and shorter last: the backing is never shorter than the volume.
+        wanted = bottom.lengthen(size_bytes)
+        try:
+            self.set_size(bottom, wanted, timeout_s)
+        except BaseException:
+            bottom.shorten(before)
+            raise
+        try:
+            bottom.shorten(wanted)
+        except OSError:
+            self.set_size(bottom, before, timeout_s)
+            raise
+
+    def set_size(self, bottom: Volume, size_bytes: int, timeout_s: float) -> None:
+        """Let requests reach so far, and no further, from the next one on."""
+        self.wait_for_quiet(timeout_s)
+        try:
+            if self.top_volume is not bottom:
+                raise OSError(PY_EBUSY, "a layer has been engaged meanwhile", self.name)
+            if self.is_closed:
+                raise OSError(PY_ESHUTDOWN, "the volume is closed", self.name)
+            atomic_store(<int64_t *> &bottom.size_bytes, size_bytes)
+            atomic_store(<int64_t *> &self.size_bytes, size_bytes)
+        finally:
+            self.open_gate()
+
     def close(self, timeout_s: float = SHUT_TIMEOUT_S) -> None:
         """Wait for the requests in flight and answer all later ones with ESHUTDOWN.
 
@@ -205,6 +245,10 @@ cdef class VolumeStack(Volume):
         if self.refuses_writes and io.op != IO_READ and io.op != IO_FLUSH:
             leave_gate(&self.gate)
             return EPERM
+        # Its border checked it before the gate; the size may be another one since.
+        if io.offset > self.size_bytes or io.length > self.size_bytes - io.offset:
+            leave_gate(&self.gate)
+            return ENOSPC if io.op == IO_WRITE or io.op == IO_ZERO else EINVAL
         passage = <Passage *> malloc(sizeof(Passage))
         if passage == NULL:
             leave_gate(&self.gate)
@@ -237,6 +281,8 @@ cdef class VolumeStack(Volume):
         enter_gate(&self.gate)
         if self.is_closed:
             error = ESHUTDOWN
+        elif offset > self.size_bytes or length > self.size_bytes - offset:
+            error = EINVAL
         else:
             error = self.top_volume.extent(offset, length, run_bytes, is_hole)
         leave_gate(&self.gate)

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,11 @@ def test_volume_life(seat: Seat) -> None:
     assert f"{path} (nbd" in seat.say("volume", "show", "life1").out
     assert seat.trellis("volume", "detach", "life1").json()["attached"] is None
     assert not path.is_symlink()
+    resized = seat.trellis("volume", "resize", "life1", "--size", "4M").json()
+    assert (resized["size_bytes"], resized["uri"]) == (4 << 20, uri)
+    one_sentence(seat.say("volume", "resize", "life1", "--size", "1M"), "confirmation_needed", 2)
+    resized = seat.trellis("volume", "resize", "life1", "--size", "1M", "--yes").json()
+    assert resized["size_bytes"] == Path(made["path"]).stat().st_size == 1 << 20
     assert seat.trellis("volume", "disable", "life1").json()["control"] == "none"
     assert "life1" in {one["name"] for one in seat.trellis("volume", "list").json()}
 
@@ -79,6 +85,8 @@ def test_set_life(seat: Seat, pair: Pair) -> None:
     assert synced["dirty_blocks"] == 0
     assert synced["sent_bytes"] > 1 << 20
     assert sha256(pair.path_a) == sha256(pair.path_b)
+    busy = seat.say("volume", "resize", pair.volume_a, "--size", "1G")
+    assert pair.name in one_sentence(busy, "volume_busy")
     uses = seat.trellis("volume", "uses", pair.volume_b, "--host", "host_b").json()
     assert [(use["service"], use["set"], use["role"]) for use in uses] == [
         ("replication", pair.name, "secondary")]  # fmt: skip

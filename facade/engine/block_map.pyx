@@ -176,12 +176,14 @@ cdef class BlockMap:
         size_bytes = min(size_bytes, self.words * 8 - offset_bytes)
         piece = bytearray(size_bytes)
         cdef uint8_t[::1] view = piece
+        cdef uint8_t *data
         if size_bytes:
+            data = &view[0]
             with nogil:
                 while done < size_bytes:
                     piece_bytes = min(size_bytes - done, <uint64_t> PAGE_BYTES)
                     pthread_mutex_lock(&self.lock)
-                    memcpy(&view[done], <uint8_t *> self.bits + offset_bytes + done, piece_bytes)
+                    memcpy(data + done, <uint8_t *> self.bits + offset_bytes + done, piece_bytes)
                     pthread_mutex_unlock(&self.lock)
                     done += piece_bytes
         return bytes(piece)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from facade.engine.change_map import ChangeMap
+from facade.engine.copier import Copier
 from facade.engine.fault_volume import FaultVolume
 from facade.engine.link_sender import LinkSender
 from facade.engine.link_target import LinkTarget
@@ -131,7 +132,7 @@ def test_blocks_still_to_be_copied_keep_their_bits(sending: Sending) -> None:
     sending.write(9)
     assert sending.layer.settle(10) == 1
     assert sending.marked() == {5, 6}
-    assert sending.layer.copy(0, 1) == (2 * BLOCK_BYTES, 7)
+    assert Copier(sending.layer).copy(1) == 2 * BLOCK_BYTES
     assert sending.layer.settle(10) == 2
     assert sending.marked() == set()
     assert sending.changes.todo_blocks == 0

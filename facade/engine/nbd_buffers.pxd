@@ -13,7 +13,7 @@ cdef enum:
     SHARED_BYTES_MAX = 1073741824     # of all connections together
     SHARED_TIMEOUT_S = 60             # who has not been given any for so long is disconnected
     KEPT_CHUNK_BYTES_MAX = 4194304    # a larger chunk goes back to the kernel at once
-    KEPT_CHUNKS_MAX = 4               # free chunks kept for the next request
+    KEPT_BYTES_MAX = 16777216         # of free chunks, kept for the next requests
 
 cdef struct Chunk:
     uint8_t *data
@@ -23,7 +23,7 @@ cdef struct Chunk:
 
 cdef struct BufferPool:
     Chunk *free
-    int free_count
+    size_t free_bytes
     size_t mapped_bytes      # free ones included
     bint is_refused          # by the kernel, the last time it was asked
 

@@ -122,7 +122,7 @@ cdef Chunk *pool_take(BufferPool *pool, size_t size_bytes) noexcept nogil:
         chunk = link[0]
         if chunk.size_bytes == rounded:
             link[0] = chunk.next
-            pool.free_count -= 1
+            pool.free_bytes -= rounded
             chunk.users = 1
             return chunk
         link = &chunk.next
@@ -170,13 +170,13 @@ cdef void pool_drop(BufferPool *pool, Chunk *chunk) noexcept nogil:
     chunk.users -= 1
     if chunk.users:
         return
-    if (chunk.size_bytes > KEPT_CHUNK_BYTES_MAX or pool.free_count >= KEPT_CHUNKS_MAX
-            or is_short()):
+    if (chunk.size_bytes > KEPT_CHUNK_BYTES_MAX
+            or pool.free_bytes + chunk.size_bytes > KEPT_BYTES_MAX or is_short()):
         unmap_chunk(pool, chunk)
         return
     chunk.next = pool.free
     pool.free = chunk
-    pool.free_count += 1
+    pool.free_bytes += chunk.size_bytes
 
 
 cdef void pool_release(BufferPool *pool) noexcept nogil:
@@ -185,7 +185,7 @@ cdef void pool_release(BufferPool *pool) noexcept nogil:
         chunk = pool.free
         pool.free = chunk.next
         unmap_chunk(pool, chunk)
-    pool.free_count = 0
+    pool.free_bytes = 0
 
 
 cdef void chunk_forget(Chunk *chunk) noexcept nogil:

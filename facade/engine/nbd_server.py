@@ -30,6 +30,9 @@ HANDSHAKE_TIMEOUT_S = 30.0
 HANDSHAKE_PIECE_BYTES = 4096
 # Stack of a connection's thread; its deep part is C with small frames.
 THREAD_STACK_BYTES = 256 * 1024
+# Replies that the kernel may hold for a client on a Unix socket; it grants up to twice
+# net.core.wmem_max. With more the sender of long replies sleeps less often.
+SEND_BUFFER_BYTES = 1024 * 1024
 # Pause before accepting again when the process is out of file descriptors.
 ACCEPT_RETRY_S = 0.1
 # What stop() grants requests in flight unless told otherwise, and after that the threads to end.
@@ -272,6 +275,9 @@ class _Connection:
                 self.is_writable = not read_only
                 self.export = export
                 self._client.settimeout(None)
+                # TCP sizes its buffer by itself.
+                if self._client.family == socket.AF_UNIX:
+                    self._client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
                 ending = Transmission(
                     self._client.fileno(),
                     self._server.stack,

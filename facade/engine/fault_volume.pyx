@@ -64,7 +64,12 @@ cdef class FaultVolume(Volume):
     @property
     def held(self) -> int:
         """Number of requests that the layer's thread has not begun."""
-        return self.held_count
+        cdef uint64_t count
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+            count = self.held_count
+            pthread_mutex_unlock(&self.mutex)
+        return count
 
     def fail(self, operation: str, error: int, skip: int = 0, times: int = 1) -> None:
         """Answer requests with `error` instead of running them.

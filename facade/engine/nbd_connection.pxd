@@ -3,13 +3,12 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from facade.engine.nbd_buffers cimport BufferPool, Chunk
-from facade.engine.nbd_outbox cimport Outbox, Queue, Request
+from facade.engine.nbd_outbox cimport Outbox, Pace, Queue, Request
 from facade.engine.nbd_transport cimport TlsSession, Transport
 
 cdef enum:
     INLINE_BYTES_MAX = 65536      # a larger write is received straight into a chunk of its own
     IDLE_RELEASE_S = 2            # a connection that was silent for so long holds no buffers
-    RECEIVE_TIMEOUT_S = 60        # a request begun must go on arriving within this
 
 # Whether to go on serving the connection.
 cdef enum Step:
@@ -42,6 +41,7 @@ cdef class Connection:
     cdef size_t input_end
     cdef Chunk *output                   # data of small reads, or NULL
     cdef size_t output_end
+    cdef Pace pace                       # of the request that is arriving
     cdef bint is_timed                   # recv() wakes up after IDLE_RELEASE_S
     cdef int spin_misses                 # waits in a row for which asking again was in vain
     cdef int spin_rest                   # waits left that sleep at once

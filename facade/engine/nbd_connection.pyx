@@ -14,7 +14,7 @@ from facade.engine.nbd_buffers cimport (
 )
 from facade.engine.nbd_outbox cimport (
     REQUESTS_MAX,
-    SEND_TIMEOUT_S,
+    SEND_TICK_S,
     outbox_await_input,
     outbox_destroy,
     outbox_has_unsent,
@@ -22,6 +22,7 @@ from facade.engine.nbd_outbox cimport (
     outbox_returned,
     outbox_send,
     outbox_wait,
+    pace_kept,
     request_completed,
 )
 from facade.engine.nbd_transport cimport transport_release, wire_receive
@@ -81,6 +82,7 @@ cdef class Connection:
     def __cinit__(self) -> None:
         memset(&self.pool, 0, sizeof(self.pool))
         memset(&self.batch, 0, sizeof(self.batch))
+        memset(&self.pace, 0, sizeof(self.pace))
         self.requests_at = NULL
         self.free_requests = NULL
         self.input = NULL
@@ -108,7 +110,7 @@ cdef class Connection:
         self.transport = NULL if session is None else &self.session.transport
         outbox_init(&self.outbox, fd, self.transport)
         self.outbox_ready = True
-        limit.tv_sec = SEND_TIMEOUT_S
+        limit.tv_sec = SEND_TICK_S
         limit.tv_usec = 0
         setsockopt(self.fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit))
         if length:
@@ -279,7 +281,6 @@ cdef class Connection:
     cdef ssize_t receive(self, uint8_t *data, size_t room, bint is_within,
                          bint is_whole) noexcept nogil:
         cdef ssize_t count
-        cdef int silent_s = 0
         cdef bint has_pending
         if not self.is_timed:
             self.set_timed(True)
@@ -298,7 +299,7 @@ cdef class Connection:
                     if count < 0 and errno == EAGAIN:
                         count = wire_receive(self.transport, self.fd, data, room, 0)
             if count >= 0:
-                return count
+                return count if not is_within or pace_kept(&self.pace, count) else -1
             if errno == EINTR:
                 continue
             if errno != EAGAIN:
@@ -310,9 +311,8 @@ cdef class Connection:
                     continue
                 if count < 0:
                     return -1
-            silent_s += IDLE_RELEASE_S
             if is_within:
-                if silent_s >= RECEIVE_TIMEOUT_S:
+                if not pace_kept(&self.pace, 0):
                     return -1
             elif not has_pending:
                 self.release_idle()

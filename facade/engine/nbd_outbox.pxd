@@ -15,7 +15,9 @@ from facade.engine.volume cimport Io
 
 cdef enum:
     REQUESTS_MAX = 128            # in flight on one connection; past it, it is not read from
-    SEND_TIMEOUT_S = 60           # a client that takes no byte for so long is given up
+    SEND_TICK_S = 2               # how long one system call waits for the client
+    CLIENT_TIMEOUT_MS = 60000     # in so long, what a client was in the middle of has to end, or ...
+    PACE_BYTES_MIN = 262144       # ... so much of it to have come or gone; else it is given up
     READ_RUNS_MAX = 32            # of data and holes told apart in one read; the rest is data
 
 # The reply to a read that met holes: heads and data in the order in which they are sent.
@@ -56,6 +58,14 @@ cdef struct Request:
     void *transmission            # of a block status: who tells it
     PoolItem item                 # of a block status: its place in the pool's queue
     Request *next
+
+# How fast a client sends the request, or takes the reply, that it is in the middle of.
+cdef struct Pace:
+    long since_ms                 # of now_ms(); 0: it is in the middle of nothing
+    uint64_t bytes                # since then
+
+# Note what has come or gone. False: too slow for too long.
+cdef bint pace_kept(Pace *pace, uint64_t bytes) noexcept nogil
 
 cdef struct Queue:
     Request *first

@@ -14,10 +14,12 @@ from facade.engine.syscalls cimport (
     POLLIN,
     atomic_add,
     atomic_load,
+    atomic_store,
     close,
     eventfd,
     iovec,
     msghdr,
+    now_ms,
     poll,
     pollfd,
     pthread_cond_destroy,
@@ -42,6 +44,34 @@ cdef struct Gather:
     int count
     uint8_t[REQUESTS_MAX * NBD_HEAD_BYTES_MAX] heads
     size_t head_bytes
+
+
+cdef int64_t client_timeout_ms = CLIENT_TIMEOUT_MS     # atomic
+
+
+def limit_client_silence(timeout_s: float) -> None:
+    """Set how long clients of NBD connections may be in the middle of something without going on.
+
+    Raises ValueError unless it is more than nothing and at most a minute, which it is at first.
+    """
+    if not 0 < timeout_s * 1000 <= CLIENT_TIMEOUT_MS:
+        raise ValueError(f"a client's time-out of {timeout_s} s; it is more than 0 and at most "
+                         f"{CLIENT_TIMEOUT_MS // 1000}")
+    atomic_store(&client_timeout_ms, int(timeout_s * 1000))
+
+
+cdef bint pace_kept(Pace *pace, uint64_t bytes) noexcept nogil:
+    cdef long now = now_ms()
+    if pace.since_ms == 0:
+        pace.since_ms = now
+    pace.bytes += bytes
+    if now - pace.since_ms < atomic_load(&client_timeout_ms):
+        return True
+    if pace.bytes < PACE_BYTES_MIN:
+        return False
+    pace.since_ms = now
+    pace.bytes = 0
+    return True
 
 
 cdef int outbox_init(Outbox *outbox, int fd, Transport *transport) noexcept nogil:
@@ -223,9 +253,11 @@ cdef void flush(Outbox *outbox, bint may_block) noexcept nogil:
 cdef int send_batch(Outbox *outbox, Queue *batch, Queue *sent, bint may_block) noexcept nogil:
     cdef Gather gather
     cdef msghdr message
+    cdef Pace pace
     cdef ssize_t count
     cdef int flags = MSG_NOSIGNAL if may_block else MSG_NOSIGNAL | MSG_DONTWAIT
     memset(&message, 0, sizeof(message))
+    memset(&pace, 0, sizeof(pace))
     message.msg_iov = gather.pieces
     while batch.first != NULL:
         gather_batch(&gather, batch.first)
@@ -233,9 +265,25 @@ cdef int send_batch(Outbox *outbox, Queue *batch, Queue *sent, bint may_block) n
         count = wire_send(outbox.transport, outbox.fd, &message, flags)
         if count >= 0:
             take_sent(batch, sent, count)
+        elif errno == EAGAIN and may_block:
+            count = 0
         elif errno != EINTR:
             return errno
-    return 0 if outbox.transport == NULL else transport_flush(outbox.transport, flags)
+        if may_block and batch.first != NULL and not pace_kept(&pace, max(count, 0)):
+            return ETIMEDOUT
+    return flush_transport(outbox, &pace, flags, may_block)
+
+
+cdef int flush_transport(Outbox *outbox, Pace *pace, int flags, bint may_block) noexcept nogil:
+    cdef int error
+    if outbox.transport == NULL:
+        return 0
+    while True:
+        error = transport_flush(outbox.transport, flags)
+        if error != EAGAIN or not may_block:
+            return error
+        if not pace_kept(pace, 0):
+            return ETIMEDOUT
 
 
 cdef void take_sent(Queue *batch, Queue *sent, uint64_t count) noexcept nogil:

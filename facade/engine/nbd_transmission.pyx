@@ -188,6 +188,9 @@ cdef class Transmission:
         payload = self.new_chunk(length)
         if payload == NULL:
             return CONNECTION_LOST
+        # While others had the memory it was not the client who was slow.
+        self.pace.since_ms = 0
+        self.pace.bytes = 0
         self.input_start += self.request_bytes
         have = min(self.input_end - self.input_start, length)
         memcpy(payload.data, self.input.data + self.input_start, have)
@@ -215,6 +218,8 @@ cdef class Transmission:
         if request == NULL:
             return CONNECTION_LOST
         self.requests += 1
+        self.pace.since_ms = 0
+        self.pace.bytes = 0
         request.cookie = header.cookie
         request.offset = header.offset
         request.is_read = header.command == NBD_CMD_READ

@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ def assert_survives(
 ) -> None:
     """Serve `served` a connection that could not be accepted at first, and then a second one."""
     family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
+    threads = threading.active_count()
     with socket.socket(family) as first, socket.socket(family) as second:
         for client in (first, second):
             client.settimeout(CLIENT_TIMEOUT_S)
@@ -51,6 +53,8 @@ def assert_survives(
         assert served(first)
         second.connect(address)
         assert served(second)
+    # What the server holds for these clients must be closed before the next test counts.
+    wait_for(lambda: threading.active_count() <= threads, 5, "the end of the connections")
 
 
 def test_control_socket(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -27,6 +27,7 @@ suites=()
 for suite in "${SUITES[@]}"; do
     [ ! -e "tests/engine/$suite" ] || suites+=("tests/engine/$suite")
 done
+rm -f tsan-report.*
 # The sanitizer wants its own places in memory: no randomized addresses.
 LD_PRELOAD=$(gcc -print-file-name=libtsan.so) \
     TSAN_OPTIONS="suppressions=$suppressions:halt_on_error=0:exitcode=66:history_size=4:log_path=$PWD/tsan-report" \

@@ -52,7 +52,12 @@ cdef class ChangeMap(Bitmap):
     @property
     def writes_begun(self) -> int:
         """Writes and copies begun since the layer was engaged."""
-        return self.writes
+        cdef uint64_t begun
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            begun = self.writes
+            pthread_mutex_unlock(&self.lock)
+        return begun
 
     def plan_copy(self) -> int:
         """Make every dirty block one to copy; returns how many there are.

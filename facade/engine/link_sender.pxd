@@ -52,8 +52,8 @@ cdef class LinkSender:
     cdef int dead                # errno that ended the link; 0 while it lives
     cdef long progress_ms        # when the last acknowledgement or idle moment was
     cdef long advance_ms         # when the last acknowledgement of something new was
-    cdef readonly uint64_t sent_bytes
-    cdef readonly uint64_t received_bytes
+    cdef int64_t sent_count      # atomic: bytes
+    cdef int64_t received_count  # likewise
     cdef long timeout_ms
     cdef long keepalive_ms
     cdef long stuck_limit_ms

@@ -16,6 +16,8 @@ from facade.engine.syscalls cimport (
     PROT_READ,
     PROT_WRITE,
     SHUT_RDWR,
+    atomic_add,
+    atomic_load,
     cond_init,
     cond_wait_ms,
     mmap,
@@ -163,6 +165,16 @@ cdef class LinkSender:
         """End the link; both threads return, frames in flight count as lost on the other side."""
         with nogil:
             self.kill(error)
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes sent so far, headers included."""
+        return atomic_load(&self.sent_count)
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes received so far, headers included."""
+        return atomic_load(&self.received_count)
 
     @property
     def dead_errno(self) -> int:
@@ -381,7 +393,7 @@ cdef class LinkSender:
             pthread_mutex_lock(&self.lock)
             if error:
                 break
-            self.sent_bytes += end - start
+            atomic_add(&self.sent_count, end - start)
             quiet_since = now_ms()
             frame = &self.frames[(seq - 1) % FRAMES_LIMIT]
             self.tail = start + (end - start) + frame.reserved_bytes - frame.size_bytes
@@ -471,5 +483,5 @@ cdef class LinkSender:
                         return self.dead
                     continue
                 return errno
-            self.received_bytes += n
+            atomic_add(&self.received_count, n)
             end[0] += n

@@ -1,6 +1,6 @@
 # The receiving side of a link: applies frames strictly in order to the volume below.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from facade.engine.keyed_digest cimport Digester
 from facade.engine.syscalls cimport pthread_mutex_t
@@ -18,9 +18,8 @@ cdef class LinkTarget:
     cdef size_t start              # of what is received and not applied
     cdef size_t end
     cdef uint64_t applied_seq
-    cdef uint64_t acked_seq
-    cdef bint busy                 # a frame is being applied, since busy_since_ms
-    cdef long busy_since_ms
+    cdef int64_t acked_seq         # atomic
+    cdef int64_t busy_since_ms     # atomic: a frame is being applied since then; 0: none is
     cdef pthread_mutex_t send_lock
     cdef Digester digester         # for comparing what the source has digested
     cdef bint compares             # both sides agreed on that

@@ -10,6 +10,8 @@ from libc.string cimport memcmp, memmove, memset
 from facade.engine.syscalls cimport (
     MSG_NOSIGNAL,
     SHUT_RDWR,
+    atomic_load,
+    atomic_store,
     now_ms,
     pthread_mutex_destroy,
     pthread_mutex_init,
@@ -117,7 +119,7 @@ cdef class LinkTarget:
                 self.send_control(answer)
             with nogil:
                 result = self.send_frame(FRAME_ACK, self.applied_seq, 0)
-                self.acked_seq = self.applied_seq
+                atomic_store(&self.acked_seq, self.applied_seq)
             if result:
                 return result
 
@@ -137,11 +139,13 @@ cdef class LinkTarget:
         Returns 0, or an errno when the link is gone or one frame takes longer than the limit.
         """
         cdef int error = 0
+        cdef int64_t since_ms
         with nogil:
-            if self.busy and now_ms() - self.busy_since_ms > STUCK_LIMIT_MS:
+            since_ms = atomic_load(&self.busy_since_ms)
+            if since_ms and now_ms() - since_ms > STUCK_LIMIT_MS:
                 error = ETIMEDOUT
             else:
-                error = self.send_frame(FRAME_ACK, self.acked_seq, 0)
+                error = self.send_frame(FRAME_ACK, atomic_load(&self.acked_seq), 0)
         return error
 
     def stop(self) -> None:
@@ -274,10 +278,9 @@ cdef class LinkTarget:
                     return EPROTO
                 if header.type == FRAME_CONTROL:
                     return CONTROL_ARRIVED
-                self.busy_since_ms = now_ms()
-                self.busy = True
+                atomic_store(&self.busy_since_ms, now_ms())
                 error = self.apply_one(&header, self.buffer + self.start + HEADER_BYTES)
-                self.busy = False
+                atomic_store(&self.busy_since_ms, 0)
                 if error:
                     if error != EPROTO:
                         self.apply_errno = error
@@ -285,11 +288,11 @@ cdef class LinkTarget:
                     return error
                 self.applied_seq = header.seq
                 self.start += HEADER_BYTES + header.payload_bytes
-            if self.acked_seq != self.applied_seq:
+            if <uint64_t> self.acked_seq != self.applied_seq:
                 error = self.send_frame(FRAME_ACK, self.applied_seq, 0)
                 if error:
                     return error
-                self.acked_seq = self.applied_seq
+                atomic_store(&self.acked_seq, self.applied_seq)
             if self.start == self.end:
                 self.start = 0
                 self.end = 0

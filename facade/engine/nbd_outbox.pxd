@@ -16,8 +16,8 @@ from facade.engine.volume cimport Io
 cdef enum:
     REQUESTS_MAX = 128            # in flight on one connection; past it, it is not read from
     SEND_TICK_S = 2               # how long one system call waits for the client
-    CLIENT_TIMEOUT_MS = 60000     # in so long, what a client was in the middle of has to end, or ...
-    PACE_BYTES_MIN = 262144       # ... so much of it to have come or gone; else it is given up
+    CLIENT_TIMEOUT_MS = 60000     # in so long, what a client is in the middle of has to end, or
+    PACE_BYTES_MIN = 262144       # so much of it to have come or gone; else it is given up
     READ_RUNS_MAX = 32            # of data and holes told apart in one read; the rest is data
 
 # The reply to a read that met holes: heads and data in the order in which they are sent.

@@ -96,9 +96,11 @@ class ConfigBean(Bean):
         self._store.drop_set(service, check_set(name), who=self.caller())
 
     @method(args=VolumeRecord, result=VolumeRecord)
-    def put_volume(self, name: str, path: str, control: str) -> Mapping[str, Any]:
+    def put_volume(
+        self, name: str, path: str, control: str, export: dict[str, Any] | None = None
+    ) -> Mapping[str, Any]:
         """Record a volume as under control. Raises PathRefused."""
-        record = config_store.VolumeRecord(check_volume(name), path, control)
+        record = config_store.VolumeRecord(check_volume(name), path, control, export)
         self._store.put_volume(record, who=self.caller())
         return asdict(record)
 

@@ -7,7 +7,8 @@ get          service, name           SetRecord
 history      limit                   [Change]
 put_set      record, uses            SetRecord    claims the volumes, all or nothing
 drop_set     service, name           -            succeeds where there is none
-put_volume   name, path, control     VolumeRecord
+put_volume   name, path, control,    VolumeRecord
+             export
 drop_volume  name                    -            refused while a set uses it
 """
 
@@ -16,12 +17,20 @@ from marshmallow import fields, validate
 from beans.schemas import Strict
 
 
+class VolumeExport(Strict):
+    """How a volume under STE is exported."""
+
+    plain = fields.Boolean(required=True)
+    clients = fields.List(fields.String(), required=True)  # none: the default list
+
+
 class VolumeRecord(Strict):
     """A volume under control."""
 
     name = fields.String(required=True)
     path = fields.String(required=True)
     control = fields.String(required=True, validate=validate.OneOf(["none", "svi", "ste"]))
+    export = fields.Nested(VolumeExport, load_default=None, allow_none=True)
 
 
 class SetRecord(Strict):

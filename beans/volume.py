@@ -12,6 +12,7 @@ from beans.base import Bean, method
 from beans.volume_schemas import (
     AttachArgs,
     CreateArgs,
+    EnableArgs,
     NameArgs,
     ResizeArgs,
     Suitability,
@@ -24,7 +25,7 @@ from facade.attachment_errors import DetachUnflushed
 from facade.config_store import ConfigStore, VolumeRecord
 from facade.contract.errors import TrellisError, UnreachableError
 from facade.contract.events import new_event
-from facade.errors import VolumeBusy
+from facade.errors import ExportNobody, ExportUnavailable, VolumeBusy
 from facade.native import EngineClient
 from facade.volumes import VolumeSystem
 
@@ -98,26 +99,36 @@ class VolumeBean(Bean):
         self._post("volume_created", name, size_bytes=size_bytes)
         return volume
 
-    @method(args=NameArgs, result=Volume, timeout_s=20.0)
-    def enable(self, name: str) -> Mapping[str, Any]:
-        """Put a volume under SVI control; one that is, is served again if it was not.
+    @method(args=EnableArgs, result=Volume, timeout_s=30.0)
+    def enable(
+        self, name: str, export: Mapping[str, Any] | None = None, local: bool = False
+    ) -> Mapping[str, Any]:
+        """Put a volume under control: SVI, or STE with `export`; STE becomes SVI with `local`.
 
-        Raises UnknownVolume, VolumeUnsuitable, EngineUnreachable; then nothing is changed.
+        One that is under control is served again if it was not, and clients of its own host do not
+        notice. Raises UnknownVolume, VolumeUnsuitable, EngineUnreachable, ExportUnavailable,
+        ExportNobody, VolumeBusy; then nothing is changed.
         """
         with self._change(name):
             before = self._volumes.describe(name)
+            path = before.path
             if before.control == "none":
-                found = self._volumes.suit(name, "a volume under control")
-                config = self.federation.proxy(self.host, "config")
-                config.put_volume(name=name, path=found.path, control="svi")
+                path = self._volumes.suit(name, "a volume under control").path
+                self._config.put_volume(name=name, path=path, control="svi")
                 try:
-                    self._volumes.open(name, found.path)
+                    self._volumes.open(name, path)
                 except TrellisError:
-                    config.drop_volume(name=name)
+                    self._config.drop_volume(name=name)
                     raise
                 self._post("volume_enabled", name)
             else:
-                self._volumes.open(name, before.path)
+                self._volumes.open(name, path)
+            if export is not None:
+                self._export(name, path, export)
+            elif local and before.control == "ste":
+                self._unexport(name, path)
+            elif before.control == "ste":
+                self._volumes.export(name, self._volumes.export_of(name))
         return self._volumes.show(name)
 
     @method(args=ResizeArgs, result=Volume, timeout_s=150.0)
@@ -136,13 +147,30 @@ class VolumeBean(Bean):
                 self._post("volume_resized", name, size_bytes=volume["size_bytes"])
         return volume
 
+    def _export(self, name: str, path: str, export: Mapping[str, Any]) -> None:
+        before = self._volumes.export_of(name)
+        uri = self._volumes.export(name, export)
+        if before != export:
+            # Recorded once it is done: what the engine refuses is not tried at each start.
+            self._config.put_volume(name=name, path=path, control="ste", export=export)
+            self._post("volume_exported", name, uri=uri)
+
+    def _unexport(self, name: str, path: str) -> None:
+        self._volumes.export(name, None)
+        self._config.put_volume(name=name, path=path, control="svi")
+        self._post("volume_unexported", name)
+
+    @property
+    def _config(self) -> Any:
+        return self.federation.proxy(self.host, "config")
+
     @method(args=NameArgs, result=Volume, timeout_s=20.0)
     def disable(self, name: str) -> Mapping[str, Any]:
         """Take a volume out of control. Raises VolumeAttached, VolumeBusy (a set, a client)."""
         with self._change(name):
             if self._volumes.describe(name).control != "none":
                 self._volumes.close(name)
-                self.federation.proxy(self.host, "config").drop_volume(name=name)
+                self._config.drop_volume(name=name)
                 self._post("volume_disabled", name)
         return self._volumes.show(name)
 
@@ -252,6 +280,8 @@ class VolumeBean(Bean):
         for name, record in missing.items():
             try:
                 self._volumes.open(name, record.path)
+                if record.control == "ste":
+                    self._volumes.export(name, record.export)
             except UnreachableError:
                 raise
             except TrellisError as error:
@@ -260,7 +290,10 @@ class VolumeBean(Bean):
     def _tell_missing(self, record: VolumeRecord, error: TrellisError) -> None:
         if record.name not in self._missing:
             self._missing.add(record.name)
-            self._post("volume_missing", record.name, reason=error.message, path=record.path)
+            if isinstance(error, ExportUnavailable | ExportNobody):
+                self._post("export_failed", record.name, reason=error.message)
+            else:
+                self._post("volume_missing", record.name, reason=error.message, path=record.path)
 
 
 class _Held:

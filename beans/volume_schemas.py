@@ -4,7 +4,7 @@ method    arguments                     result
 list      -                             [Volume]
 show      name                          Volume
 create    name, size_bytes              Volume
-enable    name                          Volume     under SVI control
+enable    name, export, local           Volume     under SVI control, or STE
 resize    name, size_bytes,             Volume     refused while a set uses it
           may_shrink
 disable   name                          Volume     refused while a set uses it
@@ -19,6 +19,10 @@ describe  name                          Suitability (of no role)
 from marshmallow import fields, validate
 
 from beans.schemas import Strict
+from facade.contract.settings_table import CERTIFICATE_NAME_CHARACTERS_MAX
+
+CLIENTS_MAX = 256
+"""Names in one volume's list of clients."""
 
 
 class NameArgs(Strict):
@@ -51,6 +55,37 @@ class ResizeArgs(Strict):
     name = fields.String(required=True)
     size_bytes = fields.Integer(load_default=None, allow_none=True, strict=True)
     may_shrink = fields.Boolean(load_default=False)
+
+
+class ExportArgs(Strict):
+    """Who may use an export."""
+
+    plain = fields.Boolean(required=True)
+    clients = fields.List(
+        fields.String(validate=validate.Length(1, CERTIFICATE_NAME_CHARACTERS_MAX)),
+        required=True,
+        validate=validate.Length(max=CLIENTS_MAX),
+    )
+
+
+class EnableArgs(Strict):
+    """Which volume to put under control, and how it is to be reached.
+
+    `export`: over TCP by others too (null leaves that as it is); `local`: no longer by others.
+    """
+
+    name = fields.String(required=True)
+    export = fields.Nested(ExportArgs, load_default=None, allow_none=True)
+    local = fields.Boolean(load_default=False)
+
+
+class Export(Strict):
+    """How a volume is exported."""
+
+    plain = fields.Boolean(required=True)
+    clients = fields.List(fields.String(), required=True)  # who may use it
+    is_default = fields.Boolean(required=True)  # the list is the settings'
+    connected = fields.Integer(required=True, strict=True)
 
 
 class SuitArgs(Strict):
@@ -90,6 +125,8 @@ class Volume(Strict):
     size_bytes = fields.Integer(required=True, strict=True)
     control = fields.String(required=True)  # none, svi, ste
     uri = fields.String(required=True, allow_none=True)
+    local_uri = fields.String(required=True, allow_none=True)  # on its own host
+    export = fields.Nested(Export, required=True, allow_none=True)
     uses = fields.List(fields.Nested(Use), required=True)
     attached = fields.Nested(Attached, required=True, allow_none=True)
     problem = fields.String(required=True, allow_none=True)  # why no service could use it now

@@ -89,12 +89,14 @@ def describe(federation: Federation, paths: Paths) -> dict[str, Any]:
                 "settings": str(paths.settings(host)),
                 "link": federation.advertise.get(host, federation.links[host]),
                 "listen": federation.links[host],
+                "export": federation.exports.get(host),
             }
             for host in federation.hosts
         ],
         "broker": f"127.0.0.1:{federation.ports['amqp']}",
         "flower": federation.flower_login_url,
         "mail": str(paths.mail),
+        "client_certificates": str(paths.client_certificates),
         "log": str(paths.log),
     }
 
@@ -106,6 +108,7 @@ def text(known: Mapping[str, Any]) -> str:
         ("broker", known["broker"]),
         ("flower", known["flower"]),
         ("mail", known["mail"]),
+        ("client certificates", known["client_certificates"]),
         ("logs", known["log"]),
     ]
     return f"The federation in {known['directory']} is up.\n\n{fields(pairs)}"

@@ -31,6 +31,7 @@ from console.supervisor_errors import (
     ProgramMissing,
     WouldNotEnd,
 )
+from console.supervisor_folders import make_directory, private_dir
 from console.supervisor_parts import (
     ENGINE_GRACE_S,
     KILL_WAIT_S,
@@ -60,11 +61,9 @@ from console.supervisor_record import (
     Lock,
     decide,
     drop_sockets,
-    make_directory,
     need_link_port,
     need_space,
     parse_advertise,
-    private_dir,
     read_record,
     take_lock,
     write_record,

@@ -7,6 +7,7 @@ TrellisError
     FederationDamaged  federation.json is not understood
     DiskFull           too little space to start
     PortTaken          somebody else listens on a recorded port
+    CertificateFailed  certificates for exports cannot be made
     ProgramMissing     a program of ours is not installed
     ChildFailed        a part ended before it was ready
     NotReady           not every part was ready in time
@@ -65,6 +66,14 @@ class ProgramMissing(TrellisError):
     code = "program_missing"
     message = "{program} is not installed beside {beside}."
     hint = "Install Trellis there: `make build`, or `pip install .`."
+
+
+class CertificateFailed(TrellisError):
+    """Certificates for exports cannot be made."""
+
+    code = "certificate_failed"
+    message = "The certificates of this federation's exports cannot be made: {reason}."
+    hint = "Install the package openssl, or look at the folder `tls` below the federation's."
 
 
 class ChildFailed(TrellisError):

@@ -6,6 +6,7 @@
     D/broker/                  the embedded RabbitMQ
     D/mail/<n>.eml             what the mail sink took
     D/log/<name>.log           output of every child
+    D/tls/                     CA, hosts and client of the exports (supervisor_certificates)
     D/run/                     lock, process records, and the Unix sockets where the path is short
 
 Unix socket paths hold about 100 bytes, so a long D has its sockets in /tmp/trellis-<uid>-<digest>.
@@ -25,6 +26,7 @@ from broker.embedded_plan import LOOPBACK
 from facade.contract.names import check_host
 from facade.contract.settings import (
     BrokerSettings,
+    ExportSettings,
     HostSettings,
     LinkSettings,
     MailSettings,
@@ -42,7 +44,10 @@ DIGEST_CHARACTERS: Final = 10
 FLOWER_USER: Final = "ops"
 MAIL_SENDER: Final = "trellis@localhost"
 MAIL_RECIPIENT: Final = "operator@localhost"
-# What every federation has a port for, beside one link port for each host.
+# The one client of a federation's exports, by the name in its certificate; and its folder.
+CLIENT_NAME: Final = "trellis-client"
+CLIENT_FOLDER: Final = "client"
+# What every federation has a port for, beside the ports of each host.
 PORT_NAMES: Final = ("amqp", "management", "distribution", "epmd", "smtp", "flower")
 
 
@@ -59,6 +64,8 @@ class Federation:
     link_secret: str = field(repr=False)
     flower_password: str = field(repr=False)
     domain: str = DOMAIN
+    exports: Mapping[str, str] = field(default_factory=dict)  # host -> HOST:PORT, TLS
+    plain_exports: Mapping[str, str] = field(default_factory=dict)  # host -> HOST:PORT, no TLS
 
     @property
     def users(self) -> tuple[str, ...]:
@@ -139,6 +146,16 @@ class Paths:
         return self.run / "children.json"
 
     @property
+    def tls(self) -> Path:
+        """The CA of the exports, and what it certified."""
+        return self.directory / "tls"
+
+    @property
+    def client_certificates(self) -> Path:
+        """What a program on this machine needs to use the hosts' exports."""
+        return self.tls / CLIENT_FOLDER
+
+    @property
     def redis(self) -> Path:
         """Redis's folder."""
         return self.directory / "redis"
@@ -208,8 +225,24 @@ def host_settings(federation: Federation, paths: Paths, host: str) -> Settings:
             advertise=federation.advertise.get(host, listen),
             secret=federation.link_secret,
         ),
+        export=export_settings(federation, paths, host),
         broker=BrokerSettings(urls=(federation.amqp_url(host),)),
         redis=RedisSettings(url=redis_url(federation, paths)),
+    )
+
+
+def export_settings(federation: Federation, paths: Paths, host: str) -> ExportSettings:
+    """What an engine is told about exports: they are for this machine, and for one client."""
+    folder = paths.tls / host
+    return ExportSettings(
+        listen=federation.exports[host],
+        advertise=federation.exports[host],
+        certificate=folder / "server-cert.pem",
+        key=folder / "server-key.pem",
+        ca=folder / "ca-cert.pem",
+        clients=(CLIENT_NAME,),
+        client_certificates=paths.client_certificates,
+        plain_listen=federation.plain_exports[host],
     )
 
 

@@ -6,7 +6,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Final
 
 from broker.embedded import free_ports, port_is_free, write_file
 from broker.embedded_plan import LOOPBACK, PlannedFile
+from console.supervisor_certificates import make_certificates
 from console.supervisor_errors import (
     AdvertiseUnknown,
     AlreadyUp,
@@ -23,6 +23,7 @@ from console.supervisor_errors import (
     FolderUnusable,
     PortTaken,
 )
+from console.supervisor_folders import private_dir
 from console.supervisor_plan import (
     PORT_NAMES,
     Federation,
@@ -40,7 +41,6 @@ from facade.contract.settings_table import parse_variable, table
 # RabbitMQ takes no messages below 100 MiB free; the rest is for its first files and ours.
 FREE_SPACE_MB: Final = 200
 SECRET_BYTES: Final = 24
-PRIVATE_DIR_MODE: Final = 0o700
 
 
 class Lock:
@@ -80,29 +80,6 @@ class Lock:
         return None
 
 
-def private_dir(path: Path) -> None:
-    """Make a folder that only we may enter; raises FolderUnusable when it is somebody else's."""
-    try:
-        path.mkdir(mode=PRIVATE_DIR_MODE, parents=True, exist_ok=True)
-        facts = path.lstat()
-        if not stat.S_ISDIR(facts.st_mode):
-            raise FolderUnusable(path=str(path), reason="it is no folder")
-        if facts.st_uid != os.getuid():
-            raise FolderUnusable(path=str(path), reason=f"it belongs to user {facts.st_uid}")
-        if stat.S_IMODE(facts.st_mode) & 0o077:
-            path.chmod(PRIVATE_DIR_MODE)
-    except OSError as error:
-        raise FolderUnusable(path=str(path), reason=error.strerror or str(error)) from error
-
-
-def make_directory(path: Path) -> None:
-    """Make the federation's folder; one that exists keeps its mode. Raises FolderUnusable."""
-    try:
-        path.mkdir(mode=PRIVATE_DIR_MODE, parents=True, exist_ok=True)
-    except OSError as error:
-        raise FolderUnusable(path=str(path), reason=error.strerror or str(error)) from error
-
-
 def need_space(directory: Path) -> None:
     """Raise DiskFull when there is too little space to start."""
     free_mb = shutil.disk_usage(directory).free // (1024 * 1024)
@@ -135,7 +112,8 @@ def decide(
 ) -> Federation:
     """Complete a record: hosts, passwords and ports it lacks are made.
 
-    Ports that nobody outside relies on are chosen again when they are taken; link ports are kept.
+    Ports that nobody outside relies on are chosen again when they are taken, ports of hosts
+    are kept.
     `advertise` is kept from one `up` to the next, an empty address takes it back. Raises BadName,
     AdvertiseUnknown.
     """
@@ -143,15 +121,22 @@ def decide(
     ports = dict(recorded.ports) if recorded else {}
     links = dict(recorded.links) if recorded else {}
     lacking = [name for name in PORT_NAMES if name not in ports or not port_is_free(ports[name])]
-    unlinked = [host for host in hosts if host not in links]
-    fresh = iter(_unused_ports(len(lacking) + len(unlinked), {*ports.values(), *_ports_of(links)}))
+    exports = dict(recorded.exports) if recorded else {}
+    plain_exports = dict(recorded.plain_exports) if recorded else {}
+    each = (links, exports, plain_exports)
+    unknown = [(addresses, host) for addresses in each for host in hosts if host not in addresses]
+    used = {*ports.values(), *(port for addresses in each for port in _ports_of(addresses))}
+    fresh = iter(_unused_ports(len(lacking) + len(unknown), used))
     ports.update((name, next(fresh)) for name in lacking)
-    links.update((host, f"{LOOPBACK}:{next(fresh)}") for host in unlinked)
+    for addresses, host in unknown:
+        addresses[host] = f"{LOOPBACK}:{next(fresh)}"
     advertised = {**(recorded.advertise if recorded else {}), **advertise}
     federation = Federation(
         hosts=hosts,
         ports=ports,
         links=links,
+        exports=exports,
+        plain_exports=plain_exports,
         advertise={host: address for host, address in advertised.items() if address},
         passwords={},
         redis_password=recorded.redis_password if recorded else _secret(),
@@ -190,8 +175,9 @@ def need_link_port(federation: Federation, paths: Paths, host: str) -> None:
 
 
 def write_record(federation: Federation, paths: Paths) -> None:
-    """Write federation.json and all settings files (mode 0600) into private folders."""
+    """Write federation.json, certificates and settings files (mode 0600) into private folders."""
     try:
+        make_certificates(paths.tls, federation.hosts)
         for host in federation.hosts:
             _socket_dir(paths, host)
             for folder in (paths.host(host).parent, paths.host(host), *_host_folders(paths, host)):

@@ -11,7 +11,6 @@ import click
 
 from console.base import Group, pass_console
 from console.console import Console
-from console.errors import unsupported
 from console.output import fields, table
 from console.sizes import Size, human_bytes
 
@@ -67,17 +66,35 @@ def create(console: Console, name: str, size_bytes: int) -> None:
 
 @volume.command()
 @click.argument("name", metavar="V")
-@click.option("--export", is_flag=True, help="Export it to other hosts (STE); not in this version.")
+@click.option(
+    "--export/--no-export",
+    default=None,
+    help="Export it to other hosts over TLS (STE), or no longer; neither leaves that as it is.",
+)
+@click.option("--plain", is_flag=True, help="With --export: to this machine only, without TLS.")
+@click.option(
+    "--client",
+    "clients",
+    multiple=True,
+    metavar="NAME",
+    help="With --export: a client that may use it, by the name in its certificate; the list takes"
+    " the place of an earlier one. Without: the list in the host's settings.",
+)
 @pass_console
-def enable(console: Console, name: str, export: bool) -> None:
-    """Put a volume under SVI control, so that services can use it."""
+def enable(
+    console: Console, name: str, export: bool | None, plain: bool, clients: tuple[str, ...]
+) -> None:
+    """Put a volume under control, so that services and applications can use it."""
+    if (plain or clients) and not export:
+        raise click.UsageError("--plain and --client go with --export.")
+    if plain and clients:
+        raise click.UsageError("A plain export knows no clients: leave --client or --plain out.")
+    asked: dict[str, Any] = {}
     if export:
-        raise unsupported(
-            "Exporting a volume to other hosts (STE)",
-            "a volume is served on its own host only",
-            f"`trellis volume enable {name}` does that.",
-        )
-    _show(console, console.bean(BEAN).enable(name=name))
+        asked["export"] = {"plain": plain, "clients": list(dict.fromkeys(clients))}
+    elif export is not None:
+        asked["local"] = True
+    _show(console, console.bean(BEAN).enable(name=name, **asked))
 
 
 @volume.command()
@@ -165,6 +182,22 @@ def uses_line(found: list[Mapping[str, Any]]) -> str:
     return ", ".join(f"{use['service']} {use['set']} ({use['role']})" for use in found) or "-"
 
 
+def _export_lines(one: Mapping[str, Any]) -> list[tuple[str, object]]:
+    export = one["export"]
+    if export is None:
+        return []
+    allowed = ", ".join(export["clients"]) or "nobody"
+    if export["plain"]:
+        allowed = "every program on this host, without TLS"
+    elif export["is_default"]:
+        allowed += " (from the host's settings)"
+    return [
+        ("local uri", one["local_uri"]),
+        ("clients", allowed),
+        ("connected", export["connected"]),
+    ]
+
+
 def _show(console: Console, one: Mapping[str, Any]) -> None:
     pairs: list[tuple[str, object]] = [
         ("name", one["name"]),
@@ -173,6 +206,7 @@ def _show(console: Console, one: Mapping[str, Any]) -> None:
         ("size", f"{human_bytes(one['size_bytes'])} ({one['size_bytes']} bytes)"),
         ("control", one["control"]),
         ("uri", one["uri"]),
+        *_export_lines(one),
         ("used by", uses_line(one["uses"])),
     ]
     attached = one.get("attached")

@@ -11,6 +11,8 @@ class VolumeRecord:
     name: str
     path: str
     control: str  # "none", "svi", "ste"
+    # Under STE how it is exported: `plain` (bool), `clients` (list of names; none: the default's).
+    export: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Final
 
 from facade.errors import StoreDamaged, StoreError, StoreFull, StoreUnavailable
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """Stands in the file's user_version; a later one is refused, 0 is an empty file."""
 
 _ATTACHMENTS: Final = """CREATE TABLE attachments (
@@ -17,14 +17,18 @@ _ATTACHMENTS: Final = """CREATE TABLE attachments (
         read_only INTEGER NOT NULL CHECK (read_only IN (0, 1))
     ) STRICT"""
 
-MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {1: (_ATTACHMENTS,)}
+MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {
+    1: (_ATTACHMENTS,),
+    2: ("ALTER TABLE volumes ADD COLUMN export TEXT",),
+}
 """Statements that make the next format of the one that is the key; data stays."""
 
 TABLES: Final = (
     """CREATE TABLE volumes (
         name TEXT PRIMARY KEY,
         path TEXT NOT NULL UNIQUE,
-        control TEXT NOT NULL CHECK (control IN ('none', 'svi', 'ste'))
+        control TEXT NOT NULL CHECK (control IN ('none', 'svi', 'ste')),
+        export TEXT
     ) STRICT""",
     """CREATE TABLE sets (
         service TEXT NOT NULL,

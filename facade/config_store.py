@@ -70,16 +70,17 @@ class ConfigStore:
 
     def volumes(self) -> list[VolumeRecord]:
         """Return every volume under control, by name."""
-        rows = self._rows("SELECT name, path, control FROM volumes ORDER BY name")
-        return [VolumeRecord(*row) for row in rows]
+        rows = self._rows("SELECT name, path, control, export FROM volumes ORDER BY name")
+        return [_volume(row) for row in rows]
 
     def volume(self, name: str) -> VolumeRecord | None:
         """Return the record of a volume, None where it is not under control."""
-        rows = self._rows("SELECT name, path, control FROM volumes WHERE name = ?", name)
-        return VolumeRecord(*rows[0]) if rows else None
+        rows = self._rows("SELECT name, path, control, export FROM volumes WHERE name = ?", name)
+        return _volume(rows[0]) if rows else None
 
     def put_volume(self, record: VolumeRecord, who: str = "") -> None:
         """Record a volume. Raises PathRefused where its path has another name already."""
+        export = None if record.export is None else _text(record.export)
         with self._change(who, "put_volume", asdict(record)) as db:
             other = db.execute(
                 "SELECT name FROM volumes WHERE path = ? AND name <> ?", (record.path, record.name)
@@ -87,9 +88,9 @@ class ConfigStore:
             if other is not None:
                 raise PathRefused(path=record.path, reason=f"it is the volume {other[0]} already")
             db.execute(
-                "INSERT INTO volumes VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
-                " SET path = excluded.path, control = excluded.control",
-                (record.name, record.path, record.control),
+                "INSERT INTO volumes VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE"
+                " SET path = excluded.path, control = excluded.control, export = excluded.export",
+                (record.name, record.path, record.control, export),
             )
 
     def drop_volume(self, name: str, who: str = "") -> None:
@@ -371,6 +372,11 @@ def _migrate(db: sqlite3.Connection, found: int) -> None:
             db.execute(statement)
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     db.execute("COMMIT")
+
+
+def _volume(row: tuple[Any, ...]) -> VolumeRecord:
+    name, path, control, export = row
+    return VolumeRecord(name, path, control, None if export is None else json.loads(export))
 
 
 def _quoted(path: Path) -> str:

@@ -3,7 +3,8 @@
 TrellisError
   VolumeError       UnknownVolume VolumeExists VolumeBusy VolumeUnsuitable VolumeTooSmall
                     BitmapTooSmall VolumeNotControlled VolumeUnguarded SizeRefused
-                        SpaceShort PathRefused BlockIoFailed BlockJobCancelled
+                        SpaceShort PathRefused ExportUnavailable ExportNobody
+                        BlockIoFailed BlockJobCancelled
   SetError          UnknownSet SetExists SetBusy SetNotEnabled SameHost NotASide RolesSwapped
                     UnknownJob SetDiffers
   Unsupported       asked for what this version does not do
@@ -142,6 +143,25 @@ class PathRefused(VolumeError):
     code = "path_refused"
     message = "{path} cannot be used: {reason}."
     hint = "Look at the path and its permissions."
+
+
+class ExportUnavailable(VolumeError):
+    """The engine cannot export volumes over TCP as it is set up."""
+
+    code = "export_unavailable"
+    message = "The volume {volume} cannot be exported from {host}: {reason}."
+    hint = "Put `[export]` of the host's settings right (docs/exports.md) and restart its engine."
+
+
+class ExportNobody(VolumeError):
+    """An export that no client could use."""
+
+    code = "export_nobody"
+    message = "No client could use the export of {volume} on {host}: no list names one."
+    hint = (
+        "Name who may with `--client NAME`, or for all exports in `[export] clients`; NAME is what"
+        " the client's certificate bears. `--plain` exports to this machine without TLS."
+    )
 
 
 class SetError(TrellisError):

@@ -78,6 +78,43 @@ VOLUME_KINDS: Final = (
     ),
     EventKind(
         VOLUME_SERVICE,
+        "volume_exported",
+        "info",
+        "The volume {subject} on {host} is exported to other hosts as {uri}.",
+        "`trellis volume show {subject}` tells which clients may use it.",
+    ),
+    EventKind(
+        VOLUME_SERVICE,
+        "volume_unexported",
+        "info",
+        "The volume {subject} on {host} is no longer exported to other hosts.",
+        _WATCH,
+    ),
+    EventKind(
+        VOLUME_SERVICE,
+        "export_failed",
+        "error",
+        "The volume {subject} on {host} cannot be exported to other hosts: {reason}",
+        "Put `[export]` of the host's settings right (docs/exports.md); it is tried again.",
+    ),
+    EventKind(
+        VOLUME_SERVICE,
+        "export_refused",
+        "warning",
+        "The export {subject} on {host} was refused to the client {client}: {reason}.",
+        "If it should use it, add its name: `trellis volume enable {subject} --export --client"
+        " NAME`. Told once in ten minutes for each client.",
+    ),
+    EventKind(
+        VOLUME_SERVICE,
+        "tls_refused",
+        "warning",
+        "A client at {client} was refused by the exports of {host}: {reason}.",
+        "It needs a certificate of the CA in `[export] ca` (docs/exports.md). Told once in ten"
+        " minutes for each address.",
+    ),
+    EventKind(
+        VOLUME_SERVICE,
         "volume_failed",
         "critical",
         "The volume {subject} on {host} fails ({reason}).",

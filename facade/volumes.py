@@ -6,6 +6,7 @@ then the earlier folder's file, then a device.
 """
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -72,12 +73,12 @@ class VolumeSystem:
         found = {device.name: device for device in block_devices()}
         found |= {file.name: file for file in image_files(self._folders)}
         found |= {record.name: self._recorded(record) for record in self._store.volumes()}
-        addresses, attached = self._addresses(), self.attachments.views()
-        return [self._view(found[name], addresses, attached) for name in sorted(found)]
+        served, attached = self._served(), self.attachments.views()
+        return [self._view(found[name], served, attached) for name in sorted(found)]
 
     def show(self, name: str) -> dict[str, Any]:
         """Return one volume as a JSON object. Raises BadName, UnknownVolume."""
-        return self._view(self.find(name), self._addresses(), self.attachments.views())
+        return self._view(self.find(name), self._served(), self.attachments.views())
 
     def uses(self, name: str) -> list[dict[str, str]]:
         """Return who uses a volume, and how. Raises BadName, UnknownVolume."""
@@ -89,8 +90,8 @@ class VolumeSystem:
         record = self._store.volume(self.find(name).name)
         if record is not None and record.control != "none":
             for volume in self._engine.call("volume.list"):
-                if volume["name"] == name and volume["uri"]:
-                    return str(volume["uri"])
+                if volume["name"] == name:
+                    return str(_served_uri(record.control, volume) or volume["uri"])
         raise VolumeNotControlled(volume=name, host=self.host)
 
     def create(self, name: str, size_bytes: int) -> dict[str, Any]:
@@ -181,6 +182,19 @@ class VolumeSystem:
         self._engine.call("volume.resize", RESIZE_TIMEOUT_S, name=name, size_bytes=size_bytes)
         return self.show(name)
 
+    def export(self, name: str, export: Mapping[str, Any] | None) -> str | None:
+        """Let the engine export an open volume over TCP as recorded, or no more; its address then.
+
+        Raises ExportUnavailable, ExportNobody; VolumeBusy where clients would be cut off.
+        """
+        shown = self._engine.call("volume.export", name=name, export=export)["export"]
+        return None if shown is None else str(shown["uri"])
+
+    def export_of(self, name: str) -> dict[str, Any] | None:
+        """Return how a volume was asked to be exported, None where it was not."""
+        record = self._store.volume(name)
+        return record.export if record is not None and record.control == "ste" else None
+
     def close(self, name: str) -> None:
         """Let the engine no longer serve a volume.
 
@@ -196,9 +210,14 @@ class VolumeSystem:
             self._engine.call("volume.close", name=name)
 
     def missing(self) -> list[VolumeRecord]:
-        """Return the volumes under control that the engine does not serve."""
-        served = {volume["name"] for volume in self._engine.call("volume.list")}
-        return [record for record in self._store.volumes() if record.name not in served]
+        """Return the volumes under control that the engine does not serve as recorded."""
+        served = {volume["name"]: volume for volume in self._engine.call("volume.list")}
+        return [
+            record
+            for record in self._store.volumes()
+            if record.name not in served
+            or (record.control == "ste" and served[record.name].get("export") is None)
+        ]
 
     def _recorded(self, record: VolumeRecord) -> Candidate:
         path = Path(record.path)
@@ -229,12 +248,12 @@ class VolumeSystem:
         record = self._store.volume(name)
         return "none" if record is None else record.control
 
-    def _addresses(self) -> dict[str, str]:
+    def _served(self) -> dict[str, dict[str, Any]]:
         try:
             volumes = self._engine.call("volume.list", ENGINE_QUESTION_TIMEOUT_S)
         except UnreachableError:
             return {}
-        return {volume["name"]: volume["uri"] for volume in volumes}
+        return {volume["name"]: volume for volume in volumes}
 
     def _uses(self, name: str) -> list[dict[str, str]]:
         found = [
@@ -249,10 +268,15 @@ class VolumeSystem:
     def _view(
         self,
         candidate: Candidate,
-        addresses: dict[str, str],
+        served: dict[str, dict[str, Any]],
         attached: dict[str, dict[str, Any]],
     ) -> dict[str, Any]:
-        control = self._control(candidate.name)
+        record = self._store.volume(candidate.name)
+        control = "none" if record is None else record.control
+        engines = served.get(candidate.name, {}) if control != "none" else {}
+        problem = candidate.problem
+        if control == "ste" and engines and engines.get("export") is None:
+            problem = problem or "it is not exported; the engine's log says why"
         return {
             "host": self.host,
             "name": candidate.name,
@@ -260,8 +284,31 @@ class VolumeSystem:
             "kind": candidate.kind,
             "size_bytes": candidate.size_bytes,
             "control": control,
-            "uri": None if control == "none" else addresses.get(candidate.name),
+            "uri": _served_uri(control, engines),
+            "local_uri": engines.get("uri"),
+            "export": _export_view(record, engines),
             "uses": self._uses(candidate.name),
             "attached": attached.get(candidate.name),
-            "problem": candidate.problem,
+            "problem": problem,
         }
+
+
+def _served_uri(control: str, engines: Mapping[str, Any]) -> str | None:
+    """Where applications reach a volume: over TCP under STE, else on its own host."""
+    if control != "ste":
+        return engines.get("uri")
+    export = engines.get("export")
+    return None if export is None else str(export["uri"])
+
+
+def _export_view(record: VolumeRecord | None, engines: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How a volume is exported: who may use it, and whether that is the default's list."""
+    if record is None or record.control != "ste" or record.export is None:
+        return None
+    shown = engines.get("export") or {}
+    return {
+        "plain": record.export["plain"],
+        "clients": shown.get("clients", record.export["clients"]),
+        "is_default": not record.export["plain"] and not record.export["clients"],
+        "connected": shown.get("connected", 0),
+    }

@@ -80,6 +80,20 @@ class LinkSettings:
 
 
 @dataclass(frozen=True)
+class ExportSettings:
+    """Volumes exported to other hosts (STE)."""
+
+    listen: str = ""  # HOST:PORT, TLS; "" where nothing is exported so
+    advertise: str = ""  # HOST:PORT that clients dial; `listen` unless set
+    certificate: Path = Path("/etc/trellis/tls/server-cert.pem")
+    key: Path = Path("/etc/trellis/tls/server-key.pem")
+    ca: Path = Path("/etc/trellis/tls/ca-cert.pem")
+    clients: tuple[str, ...] = ()  # names in certificates, for exports that name none
+    client_certificates: Path | None = None  # folder that URIs point clients of this machine to
+    plain_listen: str = ""  # HOST:PORT of the loopback, no TLS
+
+
+@dataclass(frozen=True)
 class BrokerSettings:
     """RabbitMQ; the virtual host is `[host] domain` unless the URL has its own path."""
 
@@ -108,6 +122,7 @@ class Settings:
 
     host: HostSettings = HostSettings()
     link: LinkSettings = LinkSettings()
+    export: ExportSettings = ExportSettings()
     broker: BrokerSettings = BrokerSettings()
     redis: RedisSettings = RedisSettings()
     mail: MailSettings = MailSettings()
@@ -136,6 +151,7 @@ class Settings:
 _CLASSES: Final[dict[str, type]] = {
     "host": HostSettings,
     "link": LinkSettings,
+    "export": ExportSettings,
     "broker": BrokerSettings,
     "redis": RedisSettings,
     "mail": MailSettings,
@@ -157,11 +173,22 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     values.setdefault(("host", "volume_dirs"), (host / "volumes",))
     if ("link", "listen") in values:
         values.setdefault(("link", "advertise"), values["link", "listen"])
+    if ("export", "listen") in values:
+        _default_export_address(values)
     built = {
         section: cls(**{key: value for (of, key), value in values.items() if of == section})
         for section, cls in _CLASSES.items()
     }
     return Settings(**built)
+
+
+def _default_export_address(values: dict[tuple[str, str], Any]) -> None:
+    if ("export", "advertise") not in values:
+        listen = values["export", "listen"]
+        if split_address(listen)[0] in ("0.0.0.0", "::"):
+            problem = f"{listen} is every address of the host; say in `advertise` what clients dial"
+            raise refuse("[export] listen", problem)
+        values["export", "advertise"] = listen
 
 
 def dump(settings: Settings) -> str:

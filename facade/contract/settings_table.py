@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -10,10 +11,13 @@ from urllib.parse import urlsplit
 from facade.contract.errors import BadName, SettingsInvalid
 from facade.contract.names import check_host
 
-SECTIONS: Final = ("host", "link", "broker", "redis", "mail")
+SECTIONS: Final = ("host", "link", "export", "broker", "redis", "mail")
 
 # Variables that belong to the command line, not to the settings of a process.
 ALLOWED_VARIABLES: Final = ("TRELLIS_DIR",)
+
+# Longest name of a client in an allow-list.
+CERTIFICATE_NAME_CHARACTERS_MAX: Final = 255
 
 # A shorter secret is guessed too easily.
 SECRET_CHARACTERS_MIN: Final = 16
@@ -106,6 +110,25 @@ def _address(raw: str, source: str) -> str:
     return raw
 
 
+def _loopback_address(raw: str, source: str) -> str:
+    host = _address(raw, source).rpartition(":")[0].strip("[]")
+    try:
+        is_loopback = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise refuse(
+            source, f"{raw!r} is not on the loopback, where alone exports may do without TLS"
+        )
+    return raw
+
+
+def _certificate_name(raw: str, source: str) -> str:
+    if not raw.isprintable() or "," in raw or len(raw) > CERTIFICATE_NAME_CHARACTERS_MAX:
+        raise refuse(source, f"{raw!r} is not a name that a certificate bears")
+    return raw
+
+
 def _secret(raw: str, source: str) -> str:
     if len(raw) < SECRET_CHARACTERS_MIN:
         raise refuse(source, f"a secret has at least {SECRET_CHARACTERS_MIN} characters")
@@ -157,6 +180,9 @@ PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "folders": _folder,
     "run_folder": _run_folder,
     "address": _address,
+    "loopback_address": _loopback_address,
+    "file": _folder,
+    "certificate_names": _certificate_name,
     "secret": _secret,
     "urls": _url("amqp", "amqps"),
     "redis": _redis,
@@ -167,7 +193,7 @@ PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
 }
 
 # The kinds that are lists, and what separates their items in a variable.
-_LISTS: Final = {"folders": ":", "urls": ",", "mailboxes": ","}
+_LISTS: Final = {"folders": ":", "certificate_names": ",", "urls": ",", "mailboxes": ","}
 
 _TABLE: Final = (
     Setting(
@@ -246,6 +272,72 @@ _TABLE: Final = (
         " this version: only for a network that nobody else can read, or inside a tunnel.",
         "TRELLIS_LINK_PLAIN",
         "`no`",
+    ),
+    Setting(
+        "export",
+        "listen",
+        "address",
+        "Address on which the engine exports volumes to other hosts, over TLS (docs/exports.md).",
+        "TRELLIS_EXPORT_LISTEN",
+        "none: nothing can be exported",
+    ),
+    Setting(
+        "export",
+        "advertise",
+        "address",
+        "Address that clients of exports dial; their certificate check wants its name.",
+        "TRELLIS_EXPORT_ADVERTISE",
+        "the same as `listen`",
+    ),
+    Setting(
+        "export",
+        "certificate",
+        "file",
+        "Certificate of this host, PEM, with the chain below the CA after it.",
+        "TRELLIS_EXPORT_CERTIFICATE",
+        "`/etc/trellis/tls/server-cert.pem`",
+    ),
+    Setting(
+        "export",
+        "key",
+        "file",
+        "Its key, PEM; not readable by everybody.",
+        "TRELLIS_EXPORT_KEY",
+        "`/etc/trellis/tls/server-key.pem`",
+    ),
+    Setting(
+        "export",
+        "ca",
+        "file",
+        "Certificates of the CAs that clients' certificates must come from, PEM.",
+        "TRELLIS_EXPORT_CA",
+        "`/etc/trellis/tls/ca-cert.pem`",
+    ),
+    Setting(
+        "export",
+        "clients",
+        "certificate_names",
+        "Names of the clients (common name or DNS name in their certificate) that may use exports"
+        " which name none themselves.",
+        "TRELLIS_EXPORT_CLIENTS",
+        "none",
+    ),
+    Setting(
+        "export",
+        "client_certificates",
+        "folder",
+        "Folder of a client certificate for programs on this machine; addresses of exports point"
+        " to it (`?tls-certificates=`).",
+        "TRELLIS_EXPORT_CLIENT_CERTIFICATES",
+        "none",
+    ),
+    Setting(
+        "export",
+        "plain_listen",
+        "loopback_address",
+        "Address on the loopback for exports without TLS (`volume enable V --export --plain`).",
+        "TRELLIS_EXPORT_PLAIN_LISTEN",
+        "none: there are no plain exports",
     ),
     Setting(
         "broker",

@@ -15,7 +15,7 @@ from typing import Any, Final
 import facade.replication_events
 import facade.volume_events  # noqa: F401  # both register the events that the engine makes
 from facade.attachments import Attachments
-from facade.config_store import ConfigStore, SetRecord
+from facade.config_store import ConfigStore, SetRecord, VolumeRecord
 from facade.contract.errors import TrellisError, error_to_wire
 from facade.contract.events import new_event, now
 from facade.contract.settings import Settings
@@ -25,10 +25,11 @@ from facade.engine.job import FAILED
 from facade.engine.journal import Journal
 from facade.engine.link_connection import Identity
 from facade.engine.link_server import LinkServer
-from facade.engine.open_volumes import OpenVolumes
+from facade.engine.open_volumes import OpenVolume, OpenVolumes
 from facade.engine.replica_source import SyncRequest
 from facade.engine.replica_spec import ReplicaSpec
 from facade.engine.replicas import Replicas
+from facade.engine.tcp_exports import TcpExports
 from facade.errors import Unsupported
 from facade.native import EngineClient
 
@@ -53,6 +54,7 @@ class Engine:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock_file = _lock(host.data_dir)
         self.journal = Journal(host.journal_path, host.name)
+        self.exports = TcpExports(settings.export, host.name, self._tell_volume)
         self.volumes = OpenVolumes(host.nbd_dir, host.name)
         who = Identity(host.name, settings.link.secret, settings.link.plain)
         self.replicas = Replicas(self.volumes, self.journal, who)
@@ -106,6 +108,22 @@ class Engine:
                 opened.serve()
             except TrellisError as error:
                 self._not_opened(opened.name, str(opened.path), error)
+        self._boot_exports(volumes)
+
+    def _boot_exports(self, volumes: list[VolumeRecord]) -> None:
+        """Export the STE volumes that are served; local clients have theirs whatever comes of it.
+
+        A volume that comes to be served later is exported by whoever sees to that.
+        """
+        self.exports.start()
+        served = {opened.name for opened in self.volumes.all() if opened.server.is_open}
+        for volume in volumes:
+            if volume.control == "ste" and volume.name in served:
+                try:
+                    self.volume_export(volume.name, volume.export)
+                except TrellisError as error:
+                    log.error("%s", error)
+                    self._tell_volume("export_failed", volume.name, reason=str(error))
 
     def _resume(self, record: SetRecord) -> None:
         """Engage a set again; its volume stays closed when that fails. Raises as set_enable."""
@@ -128,6 +146,10 @@ class Engine:
             sets = store.sets("replication")
         return next((r for r in sets if r.enabled and r.spec.get("volume") == volume), None)
 
+    def _tell_volume(self, event: str, subject: str, **data: Any) -> None:
+        name = self.settings.host.name
+        self.journal.record(new_event("volume", event, name, subject, **data))
+
     def _not_opened(self, name: str, path: str, error: Exception) -> None:
         log.error("%s is not served: %s", name, error)
         self.journal.record(
@@ -146,6 +168,7 @@ class Engine:
         self.control.stop()
         self._suspend_attachments()
         self.link.stop()
+        self.exports.stop()
         self.volumes.stop_serving()
         self.replicas.close()
         self.volumes.close_all()
@@ -173,6 +196,7 @@ class Engine:
             "engine.info": self.info,
             "volume.open": self.volume_open,
             "volume.close": self.volume_close,
+            "volume.export": self.volume_export,
             "volume.list": self.volume_list,
             "volume.resize": self.volume_resize,
             "set.enable": self.set_enable,
@@ -206,16 +230,32 @@ class Engine:
         if missing is not None:
             self._resume(missing)
             opened.serve()
-        return opened.to_wire()
+        return self._show(opened)
 
     def volume_close(self, name: str) -> dict[str, Any]:
         """`volume.close`."""
         self.volumes.close(name)
+        self.exports.remove(name)
         return {}
+
+    def volume_export(self, name: str, export: dict[str, Any] | None) -> dict[str, Any]:
+        """`volume.export`."""
+        opened = self.volumes.get(name)
+        if export is None:
+            self.exports.remove(name)
+        else:
+            plain, clients = export.get("plain"), export.get("clients")
+            if not isinstance(plain, bool) or not isinstance(clients, list):
+                raise RequestRefused(reason="export wants `plain` and a list of `clients`")
+            self.exports.add(opened.server, plain, tuple(map(str, clients)))
+        return self._show(opened)
 
     def volume_list(self) -> list[dict[str, Any]]:
         """`volume.list`."""
-        return [volume.to_wire() for volume in self.volumes.all()]
+        return [self._show(volume) for volume in self.volumes.all()]
+
+    def _show(self, volume: OpenVolume) -> dict[str, Any]:
+        return {**volume.to_wire(), "export": self.exports.show(volume.name)}
 
     def volume_resize(self, name: str, size_bytes: int | None = None) -> dict[str, Any]:
         """`volume.resize`."""

@@ -97,6 +97,8 @@ class Handshake:
     structured replies were agreed on, `extended` whether extended headers were (which bring them
     along), `contexts` which metadata contexts were selected (the first has number 1).
 
+    `refused_name` is the last export that the client asked for and may not use.
+
     With `needs_tls` (the protocol's FORCEDTLS) nothing is told before TLS: when `outcome` is
     STARTTLS and the answer is sent, lead the TLS handshake and call `secured`.
     """
@@ -128,6 +130,7 @@ class Handshake:
         self.outcome = Outcome.NEGOTIATING
         self.export: Export | None = None
         self.reason = ""
+        self.refused_name: str | None = None
         self._forget_options()
 
     def _forget_options(self) -> None:
@@ -385,6 +388,7 @@ class Handshake:
             return Rep.ERR_UNKNOWN, b"name the export that you want: there is no default"
         refused = self._refused.get(encoded.decode(errors="replace"))
         if refused is not None:
+            self.refused_name = encoded.decode(errors="replace")
             return Rep.ERR_POLICY, refused.encode()
         return Rep.ERR_UNKNOWN, b"no such export"
 

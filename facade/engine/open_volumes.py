@@ -43,7 +43,7 @@ class OpenVolume:
             ) from error
 
     def to_wire(self) -> dict[str, Any]:
-        """Return the volume object of the control socket."""
+        """Return the volume object of the control socket, without how it is exported over TCP."""
         return {
             "name": self.name,
             "path": str(self.path),

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from console.supervisor_folders import make_directory, private_dir
 from console.supervisor_plan import Federation, Paths, from_json
 from console.supervisor_process import Process, living, process_of, read_processes
-from console.supervisor_record import decide, make_directory, private_dir, write_record
+from console.supervisor_record import decide, write_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from facade.engine import nbd_server
+from facade.engine import nbd_client, nbd_listener
 from facade.engine.fault_volume import FaultVolume
 from facade.engine.file_volume import FileVolume
 from facade.engine.nbd_server import NbdServer
@@ -117,14 +117,14 @@ def test_one_client_too_many_is_closed(bottom: FileVolume) -> None:
 def test_silent_handshake_ends(
     bottom: FileVolume, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr(nbd_server, "HANDSHAKE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(nbd_client, "HANDSHAKE_TIMEOUT_S", 0.2)
     with serve(bottom) as server, RawClient(server.socket_path, transmission=False) as client:
         client.send(sent)
         assert client.is_ended()
 
 
 def test_trickling_handshake_ends(bottom: FileVolume, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nbd_server, "HANDSHAKE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(nbd_client, "HANDSHAKE_TIMEOUT_S", 0.3)
     with serve(bottom) as server, RawClient(server.socket_path, transmission=False) as client:
         began = time.monotonic()
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
@@ -156,7 +156,7 @@ def test_stop_answers_what_was_received(bottom: FileVolume) -> None:
 def test_stop_says_when_requests_never_end(
     bottom: FileVolume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nbd_server, "ABORT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(nbd_listener, "ABORT_TIMEOUT_S", 0.05)
     slow = FaultVolume(bottom, is_async=True)
     with serve(slow) as server, RawClient(server.socket_path) as client:
         slow.hold()

@@ -11,7 +11,8 @@ import pytest
 from facade.engine.bitmap import Bitmap
 from facade.engine.file_volume import FileVolume
 from facade.engine.nbd_context import BitmapContext, MetaContext
-from facade.engine.nbd_server import CONTEXTS_MAX, NbdServer
+from facade.engine.nbd_export import CONTEXTS_MAX
+from facade.engine.nbd_server import NbdServer
 from tests.engine import nbd_raw as raw
 from tests.engine.nbd_raw import RawClient, serve
 from tests.engine.test_nbd_structured import error_of, read

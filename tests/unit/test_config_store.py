@@ -227,6 +227,7 @@ def as_version_1(path):
         store.put_set(a_set(), [use("v")])
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("DROP TABLE attachments")
+    db.execute("ALTER TABLE volumes DROP COLUMN export")
     db.execute("PRAGMA user_version = 1")
     db.close()
 
@@ -247,3 +248,11 @@ def test_a_file_of_the_first_format_is_brought_to_this_one(tmp_path):
             assert (store.volume("v"), store.uses()) == (Volume("v", "/x/v", "svi"), [use("v")])
             store.put_attachment(Attachment("v", "/srv/disk", "nbdfuse", "/r/v", False))
     assert version_of(path) == SCHEMA_VERSION
+
+
+def test_an_export_is_kept_with_its_volume(store):
+    export = {"plain": False, "clients": ["a", "b"]}
+    store.put_volume(Volume("v", "/x/v", "ste", export))
+    assert store.volume("v") == Volume("v", "/x/v", "ste", export)
+    store.put_volume(Volume("v", "/x/v", "svi"))
+    assert store.volumes() == [Volume("v", "/x/v", "svi")]

@@ -19,6 +19,14 @@ WHOLE = {
     "TRELLIS_LINK_ADVERTISE": "proxy:7001",
     "TRELLIS_LINK_SECRET": SECRET,
     "TRELLIS_LINK_PLAIN": "yes",
+    "TRELLIS_EXPORT_LISTEN": "0.0.0.0:10809",
+    "TRELLIS_EXPORT_ADVERTISE": "store.example:10809",
+    "TRELLIS_EXPORT_CERTIFICATE": "/tls/cert.pem",
+    "TRELLIS_EXPORT_KEY": "/tls/key.pem",
+    "TRELLIS_EXPORT_CA": "/tls/ca.pem",
+    "TRELLIS_EXPORT_CLIENTS": "backup.example, reader",
+    "TRELLIS_EXPORT_CLIENT_CERTIFICATES": "/tls/client",
+    "TRELLIS_EXPORT_PLAIN_LISTEN": "127.0.0.1:10810",
     "TRELLIS_BROKER_URLS": "amqp://u:p@a:1, amqps://u:p@b",
     "TRELLIS_REDIS_URL": 'redis+socket:///r"\\/s?password=p',
     "TRELLIS_MAIL_SMTP": "mail:25",
@@ -37,6 +45,7 @@ def test_variables_file_and_dump_agree(tmp_path):
     assert settings.host.volume_dirs == (Path("/v"), Path("/w"))
     assert settings.broker.urls == ("amqp://u:p@a:1", "amqps://u:p@b")
     assert settings.link.plain is True
+    assert settings.export.clients == ("backup.example", "reader")
     assert settings.mail.smtp == "smtp://mail:25"
     assert split_address(settings.link.listen) == ("::1", 7000)
 
@@ -85,6 +94,9 @@ def test_secrets_come_out_of_files(tmp_path):
         ("TRELLIS_LINK_LISTEN", "host:65536"),
         ("TRELLIS_LINK_LISTEN", "::1:7000"),
         ("TRELLIS_LINK_SECRET", "short"),
+        ("TRELLIS_EXPORT_PLAIN_LISTEN", "192.0.2.1:10809"),
+        ("TRELLIS_EXPORT_PLAIN_LISTEN", "0.0.0.0:10809"),
+        ("TRELLIS_EXPORT_CLIENTS", "a\x07b"),
         ("TRELLIS_LINK_SECRET_FILE", "/nowhere/at/all"),
         ("TRELLIS_BROKER_URLS", "http://a"),
         ("TRELLIS_BROKER_URLS", "amqp://a:x"),
@@ -97,6 +109,11 @@ def test_secrets_come_out_of_files(tmp_path):
 def test_what_is_not_understood_is_refused_by_name(variable, value):
     with pytest.raises(SettingsInvalid, match=variable):
         load(None, {variable: value})
+
+
+def test_an_export_at_every_address_says_which_one_clients_dial():
+    with pytest.raises(SettingsInvalid, match="advertise"):
+        load(None, {"TRELLIS_EXPORT_LISTEN": "0.0.0.0:10809"})
 
 
 @pytest.mark.parametrize(

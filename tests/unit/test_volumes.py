@@ -69,6 +69,8 @@ def test_a_made_volume_is_listed_with_what_is_known_of_it(volumes, host):
         "size_bytes": 1 << 20,
         "control": "none",
         "uri": None,
+        "local_uri": None,
+        "export": None,
         "uses": [],
         "attached": None,
         "problem": None,

@@ -97,10 +97,15 @@ class ConfigBean(Bean):
 
     @method(args=VolumeRecord, result=VolumeRecord)
     def put_volume(
-        self, name: str, path: str, control: str, export: dict[str, Any] | None = None
+        self,
+        name: str,
+        path: str,
+        control: str,
+        export: dict[str, Any] | None = None,
+        read_only: bool = False,
     ) -> Mapping[str, Any]:
         """Record a volume as under control. Raises PathRefused."""
-        record = config_store.VolumeRecord(check_volume(name), path, control, export)
+        record = config_store.VolumeRecord(check_volume(name), path, control, export, read_only)
         self._store.put_volume(record, who=self.caller())
         return asdict(record)
 

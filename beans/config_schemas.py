@@ -31,6 +31,7 @@ class VolumeRecord(Strict):
     path = fields.String(required=True)
     control = fields.String(required=True, validate=validate.OneOf(["none", "svi", "ste"]))
     export = fields.Nested(VolumeExport, load_default=None, allow_none=True)
+    read_only = fields.Boolean(load_default=False)
 
 
 class SetRecord(Strict):

@@ -25,7 +25,7 @@ from facade.attachment_errors import DetachUnflushed
 from facade.config_store import ConfigStore, VolumeRecord
 from facade.contract.errors import TrellisError, UnreachableError
 from facade.contract.events import new_event
-from facade.errors import ExportNobody, ExportUnavailable, VolumeBusy
+from facade.errors import ExportNobody, ExportUnavailable, VolumeBusy, VolumeWritable
 from facade.native import EngineClient
 from facade.volumes import VolumeSystem
 
@@ -101,28 +101,35 @@ class VolumeBean(Bean):
 
     @method(args=EnableArgs, result=Volume, timeout_s=30.0)
     def enable(
-        self, name: str, export: Mapping[str, Any] | None = None, local: bool = False
+        self,
+        name: str,
+        export: Mapping[str, Any] | None = None,
+        local: bool = False,
+        read_only: bool = False,
     ) -> Mapping[str, Any]:
         """Put a volume under control: SVI, or STE with `export`; STE becomes SVI with `local`.
 
         One that is under control is served again if it was not, and clients of its own host do not
-        notice. Raises UnknownVolume, VolumeUnsuitable, EngineUnreachable, ExportUnavailable,
-        ExportNobody, VolumeBusy; then nothing is changed.
+        notice; whether it can be written stays as it is. Raises UnknownVolume, VolumeUnsuitable,
+        VolumeWritable, EngineUnreachable, ExportUnavailable, ExportNobody, VolumeBusy; then nothing
+        is changed.
         """
         with self._change(name):
             before = self._volumes.describe(name)
             path = before.path
             if before.control == "none":
                 path = self._volumes.suit(name, "a volume under control").path
-                self._config.put_volume(name=name, path=path, control="svi")
+                self._config.put_volume(name=name, path=path, control="svi", read_only=read_only)
                 try:
-                    self._volumes.open(name, path)
+                    self._volumes.open(name, path, read_only)
                 except TrellisError:
                     self._config.drop_volume(name=name)
                     raise
                 self._post("volume_enabled", name)
+            elif read_only and not self._volumes.is_read_only(name):
+                raise VolumeWritable(volume=name, host=self.host)
             else:
-                self._volumes.open(name, path)
+                self._volumes.open(name, path, self._volumes.is_read_only(name))
             if export is not None:
                 self._export(name, path, export)
             elif local and before.control == "ste":
@@ -152,13 +159,19 @@ class VolumeBean(Bean):
         uri = self._volumes.export(name, export)
         if before != export:
             # Recorded once it is done: what the engine refuses is not tried at each start.
-            self._config.put_volume(name=name, path=path, control="ste", export=export)
+            self._put(name, path, "ste", export)
             self._post("volume_exported", name, uri=uri)
 
     def _unexport(self, name: str, path: str) -> None:
         self._volumes.export(name, None)
-        self._config.put_volume(name=name, path=path, control="svi")
+        self._put(name, path, "svi", None)
         self._post("volume_unexported", name)
+
+    def _put(self, name: str, path: str, control: str, export: Mapping[str, Any] | None) -> None:
+        read_only = self._volumes.is_read_only(name)
+        self._config.put_volume(
+            name=name, path=path, control=control, export=export, read_only=read_only
+        )
 
     @property
     def _config(self) -> Any:
@@ -279,7 +292,7 @@ class VolumeBean(Bean):
         self._missing &= missing.keys()
         for name, record in missing.items():
             try:
-                self._volumes.open(name, record.path)
+                self._volumes.open(name, record.path, record.read_only)
                 if record.control == "ste":
                     self._volumes.export(name, record.export)
             except UnreachableError:

@@ -4,7 +4,8 @@ method    arguments                     result
 list      -                             [Volume]
 show      name                          Volume
 create    name, size_bytes              Volume
-enable    name, export, local           Volume     under SVI control, or STE
+enable    name, export, local,          Volume     under SVI control, or STE
+          read_only
 resize    name, size_bytes,             Volume     refused while a set uses it
           may_shrink
 disable   name                          Volume     refused while a set uses it
@@ -72,11 +73,13 @@ class EnableArgs(Strict):
     """Which volume to put under control, and how it is to be reached.
 
     `export`: over TCP by others too (null leaves that as it is); `local`: no longer by others.
+    `read_only`: nobody may write it, and no set use it, until it is disabled.
     """
 
     name = fields.String(required=True)
     export = fields.Nested(ExportArgs, load_default=None, allow_none=True)
     local = fields.Boolean(load_default=False)
+    read_only = fields.Boolean(load_default=False)
 
 
 class Export(Strict):
@@ -124,6 +127,7 @@ class Volume(Strict):
     kind = fields.String(required=True)  # file, block
     size_bytes = fields.Integer(required=True, strict=True)
     control = fields.String(required=True)  # none, svi, ste
+    read_only = fields.Boolean(required=True)
     uri = fields.String(required=True, allow_none=True)
     local_uri = fields.String(required=True, allow_none=True)  # on its own host
     export = fields.Nested(Export, required=True, allow_none=True)

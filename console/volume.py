@@ -80,16 +80,24 @@ def create(console: Console, name: str, size_bytes: int) -> None:
     help="With --export: a client that may use it, by the name in its certificate; the list takes"
     " the place of an earlier one. Without: the list in the host's settings.",
 )
+@click.option(
+    "--read-only", is_flag=True, help="Nobody may write it, and no set use it, until `disable`."
+)
 @pass_console
 def enable(
-    console: Console, name: str, export: bool | None, plain: bool, clients: tuple[str, ...]
+    console: Console,
+    name: str,
+    export: bool | None,
+    plain: bool,
+    clients: tuple[str, ...],
+    read_only: bool,
 ) -> None:
     """Put a volume under control, so that services and applications can use it."""
     if (plain or clients) and not export:
         raise click.UsageError("--plain and --client go with --export.")
     if plain and clients:
         raise click.UsageError("A plain export knows no clients: leave --client or --plain out.")
-    asked: dict[str, Any] = {}
+    asked: dict[str, Any] = {"read_only": True} if read_only else {}
     if export:
         asked["export"] = {"plain": plain, "clients": list(dict.fromkeys(clients))}
     elif export is not None:
@@ -204,7 +212,7 @@ def _show(console: Console, one: Mapping[str, Any]) -> None:
         ("host", one["host"]),
         ("path", one["path"]),
         ("size", f"{human_bytes(one['size_bytes'])} ({one['size_bytes']} bytes)"),
-        ("control", one["control"]),
+        ("control", one["control"] + (", read-only" if one["read_only"] else "")),
         ("uri", one["uri"]),
         *_export_lines(one),
         ("used by", uses_line(one["uses"])),

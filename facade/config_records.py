@@ -13,6 +13,7 @@ class VolumeRecord:
     control: str  # "none", "svi", "ste"
     # Under STE how it is exported: `plain` (bool), `clients` (list of names; none: the default's).
     export: dict[str, Any] | None = None
+    read_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Final
 
 from facade.errors import StoreDamaged, StoreError, StoreFull, StoreUnavailable
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 """Stands in the file's user_version; a later one is refused, 0 is an empty file."""
 
 _ATTACHMENTS: Final = """CREATE TABLE attachments (
@@ -17,18 +17,22 @@ _ATTACHMENTS: Final = """CREATE TABLE attachments (
         read_only INTEGER NOT NULL CHECK (read_only IN (0, 1))
     ) STRICT"""
 
+_READ_ONLY: Final = "read_only INTEGER NOT NULL DEFAULT 0 CHECK (read_only IN (0, 1))"
+
 MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {
     1: (_ATTACHMENTS,),
     2: ("ALTER TABLE volumes ADD COLUMN export TEXT",),
+    3: (f"ALTER TABLE volumes ADD COLUMN {_READ_ONLY}",),
 }
 """Statements that make the next format of the one that is the key; data stays."""
 
 TABLES: Final = (
-    """CREATE TABLE volumes (
+    f"""CREATE TABLE volumes (
         name TEXT PRIMARY KEY,
         path TEXT NOT NULL UNIQUE,
         control TEXT NOT NULL CHECK (control IN ('none', 'svi', 'ste')),
-        export TEXT
+        export TEXT,
+        {_READ_ONLY}
     ) STRICT""",
     """CREATE TABLE sets (
         service TEXT NOT NULL,

@@ -30,6 +30,8 @@ BUSY_TIMEOUT_S: Final = 10.0
 HISTORY_CHANGES_MAX: Final = 1000
 """Older changes are dropped."""
 
+_VOLUME: Final = "name, path, control, export, read_only"  # the columns of a VolumeRecord
+
 # A volume that holds one of these roles is written by Trellis itself, so it has no other use.
 EXCLUSIVE_ROLES: Final = frozenset({"bitmap"})
 
@@ -70,12 +72,12 @@ class ConfigStore:
 
     def volumes(self) -> list[VolumeRecord]:
         """Return every volume under control, by name."""
-        rows = self._rows("SELECT name, path, control, export FROM volumes ORDER BY name")
+        rows = self._rows(f"SELECT {_VOLUME} FROM volumes ORDER BY name")
         return [_volume(row) for row in rows]
 
     def volume(self, name: str) -> VolumeRecord | None:
         """Return the record of a volume, None where it is not under control."""
-        rows = self._rows("SELECT name, path, control, export FROM volumes WHERE name = ?", name)
+        rows = self._rows(f"SELECT {_VOLUME} FROM volumes WHERE name = ?", name)
         return _volume(rows[0]) if rows else None
 
     def put_volume(self, record: VolumeRecord, who: str = "") -> None:
@@ -88,9 +90,10 @@ class ConfigStore:
             if other is not None:
                 raise PathRefused(path=record.path, reason=f"it is the volume {other[0]} already")
             db.execute(
-                "INSERT INTO volumes VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE"
-                " SET path = excluded.path, control = excluded.control, export = excluded.export",
-                (record.name, record.path, record.control, export),
+                f"INSERT INTO volumes ({_VOLUME}) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO"
+                " UPDATE SET path = excluded.path, control = excluded.control,"
+                " export = excluded.export, read_only = excluded.read_only",
+                (record.name, record.path, record.control, export, int(record.read_only)),
             )
 
     def drop_volume(self, name: str, who: str = "") -> None:
@@ -375,8 +378,9 @@ def _migrate(db: sqlite3.Connection, found: int) -> None:
 
 
 def _volume(row: tuple[Any, ...]) -> VolumeRecord:
-    name, path, control, export = row
-    return VolumeRecord(name, path, control, None if export is None else json.loads(export))
+    name, path, control, export, read_only = row
+    exported = None if export is None else json.loads(export)
+    return VolumeRecord(name, path, control, exported, bool(read_only))
 
 
 def _quoted(path: Path) -> str:

@@ -126,6 +126,17 @@ class SpaceShort(VolumeError):
     hint = "Make room there, or use a smaller size."
 
 
+class VolumeWritable(VolumeError):
+    """A volume is served for writing already, and read-only was asked for."""
+
+    code = "volume_writable"
+    message = "The volume {volume} on {host} is under control and can be written."
+    hint = (
+        "`trellis volume disable {volume}` ends that; then `trellis volume enable {volume}"
+        " --read-only`."
+    )
+
+
 class ShrinkRefused(VolumeError):
     """A volume would lose what lies past its new end, and nobody said that it may."""
 

@@ -114,6 +114,8 @@ class VolumeSystem:
         """
         candidate = self.find(name)
         reason = candidate.problem or self._other_user(candidate)
+        if self.is_read_only(name):
+            reason = "it is enabled read-only"
         if reason is not None:
             raise VolumeUnsuitable(volume=name, host=self.host, role=role, reason=reason)
         if candidate.size_bytes < min_size_bytes:
@@ -144,7 +146,12 @@ class VolumeSystem:
                 return device
         raise UnknownVolume(volume=name, host=self.host)
 
-    def open(self, name: str, path: str) -> None:
+    def is_read_only(self, name: str) -> bool:
+        """Whether a volume is under control to be read only."""
+        record = self._store.volume(name)
+        return record is not None and record.control != "none" and record.read_only
+
+    def open(self, name: str, path: str, read_only: bool = False) -> None:
         """Let the engine serve a volume; one that it serves already is fine.
 
         Raises VolumeUnguarded where an enabled set is to follow its writes and does not: the
@@ -155,7 +162,7 @@ class VolumeSystem:
             record = self._store.set(use.service, use.set_name)
             if record is not None and record.enabled and record.set_id not in engaged:
                 raise VolumeUnguarded(volume=name, host=self.host, set=use.set_name)
-        self._engine.call("volume.open", name=name, path=path)
+        self._engine.call("volume.open", name=name, path=path, read_only=read_only)
 
     def resize(self, name: str, size_bytes: int | None, may_shrink: bool) -> dict[str, Any]:
         """Make a volume under control longer or shorter; None: as its file or device now is.
@@ -284,6 +291,7 @@ class VolumeSystem:
             "kind": candidate.kind,
             "size_bytes": candidate.size_bytes,
             "control": control,
+            "read_only": self.is_read_only(candidate.name),
             "uri": _served_uri(control, engines),
             "local_uri": engines.get("uri"),
             "export": _export_view(record, engines),

@@ -93,7 +93,7 @@ class Engine:
             if volume.control == "none":
                 continue
             try:
-                self.volumes.open(volume.name, Path(volume.path), serve=False)
+                self.volumes.open(volume.name, Path(volume.path), volume.read_only, serve=False)
             except (TrellisError, OSError) as error:
                 self._not_opened(volume.name, volume.path, error)
         for record in sets:
@@ -223,10 +223,10 @@ class Engine:
             "started_at": self.started_at,
         }
 
-    def volume_open(self, name: str, path: str) -> dict[str, Any]:
+    def volume_open(self, name: str, path: str, read_only: bool = False) -> dict[str, Any]:
         """`volume.open`; one that was left out at the start is served with its set, or not."""
         missing = self._missing_set(name)
-        opened = self.volumes.open(name, Path(path), serve=missing is None)
+        opened = self.volumes.open(name, Path(path), bool(read_only), serve=missing is None)
         if missing is not None:
             self._resume(missing)
             opened.serve()
@@ -259,7 +259,7 @@ class Engine:
 
     def volume_resize(self, name: str, size_bytes: int | None = None) -> dict[str, Any]:
         """`volume.resize`."""
-        return self.volumes.resize(name, size_bytes).to_wire()
+        return self._show(self.volumes.resize(name, size_bytes))
 
     def set_enable(self, spec: dict[str, Any], init: str) -> dict[str, Any]:
         """`set.enable`."""

@@ -48,6 +48,7 @@ class OpenVolume:
             "name": self.name,
             "path": str(self.path),
             "size_bytes": self.stack.size_bytes,
+            "read_only": self.file.read_only,
             "uri": self.uri,
             "clients": self.server.clients,
             "sets": sorted(self.sets),
@@ -74,8 +75,12 @@ class OpenVolumes:
         self._lock = threading.Lock()
         self._volumes: dict[str, OpenVolume] = {}
 
-    def open(self, name: str, path: Path, serve: bool = True) -> OpenVolume:
+    def open(
+        self, name: str, path: Path, read_only: bool = False, *, serve: bool = True
+    ) -> OpenVolume:
         """Open a volume and, with `serve`, export it; the same one again is the one there is.
+
+        A read-only one is never written, by clients or sets.
 
         Raises PathRefused, VolumeBusy (the file is served by another engine).
         """
@@ -86,10 +91,10 @@ class OpenVolumes:
                     raise VolumeBusy(volume=name, role="volume", used_by=str(known.path))
                 return known
             try:
-                file = FileVolume(path, name)
+                file = FileVolume(path, name, read_only)
             except OSError as error:
                 raise PathRefused(path=str(path), reason=error.strerror or str(error)) from error
-            stack = VolumeStack(file, name)
+            stack = VolumeStack(file, name, read_only)
             server = NbdServer(
                 stack, socket_path(self.nbd_dir, name), name, can_trim=file.can_punch
             )
@@ -125,6 +130,8 @@ class OpenVolumes:
         """
         with self.changing:
             volume = self.get(name)
+            if volume.file.read_only:
+                raise PathRefused(path=str(volume.path), reason="it is served read-only")
             if volume.sets or volume.stack.top is not volume.file or volume.stack.read_only:
                 raise VolumeBusy(volume=name, role="data or bitmap volume", used_by="a set")
             try:

@@ -71,6 +71,24 @@ def test_volume_life(seat: Seat) -> None:
     assert "life1" in {one["name"] for one in seat.trellis("volume", "list").json()}
 
 
+def test_read_only_volume(seat: Seat, pair: Pair) -> None:
+    seat.trellis("volume", "create", "ro1", "--size", "2M").json()
+    shown = seat.trellis("volume", "enable", "ro1", "--read-only").json()
+    assert (shown["control"], shown["read_only"]) == ("svi", True)
+    assert (
+        subprocess.run(["nbdinfo", "--is", "read-only", shown["uri"]], check=False).returncode == 0
+    )
+    assert seat.trellis("volume", "enable", "ro1").json()["read_only"] is True
+    assert "svi, read-only" in seat.say("volume", "show", "ro1").out
+    sides = ["--primary", "host_a:ro1", "--secondary", f"host_b:{pair.volume_b}"]
+    refused = one_sentence(seat.say("replica", "create", "ro1", *sides), "volume_unsuitable")
+    assert "read-only" in refused
+    seat.trellis("volume", "disable", "ro1").json()
+    assert seat.trellis("volume", "enable", "ro1").json()["read_only"] is False
+    one_sentence(seat.say("volume", "enable", "ro1", "--read-only"), "volume_writable")
+    seat.trellis("volume", "disable", "ro1").json()
+
+
 def test_set_life(seat: Seat, pair: Pair) -> None:
     with pair.path_a.open("r+b") as file:
         file.write(os.urandom(1 << 20))

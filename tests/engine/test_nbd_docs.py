@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,17 +29,23 @@ def server(tmp_path: Path) -> Iterator[NbdServer]:
 
 
 def constant(name: str) -> float:
-    """The value of a limit in the engine's NBD sources; the same wherever it is told."""
+    """The value of a limit in the engine's sources, NBD's first; the same wherever it is told."""
     module, _, name = name.rpartition(".")
-    told = set()
-    for source in ENGINE.glob(f"{module or 'nbd_*'}.p*"):
-        for value in re.findall(rf"^ *{name}(?:: Final)? = ([\d* .]+)", source.read_text(), re.M):
-            product = 1.0
-            for factor in value.split("*"):
-                product *= float(factor)
-            told.add(product)
+    told: set[float] = set()
+    for pattern in [f"{module}.p*"] if module else ["nbd_*.p*", "*.p*"]:
+        for source in () if told else ENGINE.glob(pattern):
+            for value in re.findall(
+                rf"^ *{name}(?:: Final)? = (\d[\w* .]*?) *(?:#.*)?$", source.read_text(), re.M
+            ):
+                told.add(math.prod(map(factor_of, value.split("*"))))
     assert len(told) == 1, (name, told)
     return told.pop()
+
+
+def factor_of(text: str) -> float:
+    """A number, or another limit by its name."""
+    text = text.strip()
+    return constant(text) if text.isidentifier() else float(text)
 
 
 def numbers(text: str) -> list[float]:

@@ -227,7 +227,8 @@ def as_version_1(path):
         store.put_set(a_set(), [use("v")])
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("DROP TABLE attachments")
-    db.execute("ALTER TABLE volumes DROP COLUMN export")
+    for column in ("export", "read_only"):
+        db.execute(f"ALTER TABLE volumes DROP COLUMN {column}")
     db.execute("PRAGMA user_version = 1")
     db.close()
 
@@ -256,3 +257,10 @@ def test_an_export_is_kept_with_its_volume(store):
     assert store.volume("v") == Volume("v", "/x/v", "ste", export)
     store.put_volume(Volume("v", "/x/v", "svi"))
     assert store.volumes() == [Volume("v", "/x/v", "svi")]
+
+
+def test_that_a_volume_is_read_only_is_kept_with_it(store):
+    store.put_volume(Volume("v", "/x/v", "svi", read_only=True))
+    assert store.volume("v") == Volume("v", "/x/v", "svi", None, True)
+    store.put_volume(Volume("v", "/x/v", "svi"))
+    assert store.volumes() == [Volume("v", "/x/v", "svi", None, False)]

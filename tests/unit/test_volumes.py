@@ -68,6 +68,7 @@ def test_a_made_volume_is_listed_with_what_is_known_of_it(volumes, host):
         "kind": "file",
         "size_bytes": 1 << 20,
         "control": "none",
+        "read_only": False,
         "uri": None,
         "local_uri": None,
         "export": None,

@@ -1,7 +1,6 @@
 """TLS between an NBD connection and its client, without the GIL and without copying twice."""
 
 from libc.errno cimport EAGAIN, EINTR, ENOMEM, EPROTO, ESHUTDOWN, ETIMEDOUT, errno
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset, strerror
 
 from facade.engine.openssl cimport (
@@ -94,11 +93,18 @@ from facade.engine.openssl cimport (
     sk_GENERAL_NAME_value,
 )
 from facade.engine.syscalls cimport (
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_PRIVATE,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     MSG_WAITALL,
     POLLIN,
     POLLOUT,
+    PROT_READ,
+    PROT_WRITE,
+    mmap,
+    munmap,
     now_ms,
     poll,
     pollfd,
@@ -151,10 +157,20 @@ cdef long control_buffers(BIO *bio, int command, long number, void *pointer) noe
     return 1 if command == BIO_CTRL_FLUSH else 0
 
 
+# Straight from the kernel, so that what is given back does not stay with the process.
 cdef bint has_buffer(uint8_t **buffer, size_t size_bytes) noexcept nogil:
+    cdef void *memory
     if buffer[0] == NULL:
-        buffer[0] = <uint8_t *> malloc(size_bytes)
+        memory = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if memory != MAP_FAILED:
+            buffer[0] = <uint8_t *> memory
     return buffer[0] != NULL
+
+
+cdef void drop_buffer(uint8_t **buffer, size_t size_bytes) noexcept nogil:
+    if buffer[0] != NULL:
+        munmap(buffer[0], size_bytes)
+        buffer[0] = NULL
 
 
 # Under the mutex, by the sender: what is left to send comes to the front.
@@ -322,14 +338,11 @@ cdef int transport_flush(Transport *transport, int flags) noexcept nogil:
 cdef void transport_release(Transport *transport) noexcept nogil:
     pthread_mutex_lock(&transport.mutex)
     if transport.outgoing_end == transport.outgoing_start:
-        free(transport.outgoing)
-        transport.outgoing = NULL
+        drop_buffer(&transport.outgoing, TLS_OUTGOING_BYTES)
         transport.outgoing_start = transport.outgoing_end = 0
-    free(transport.staged)
-    transport.staged = NULL
+    drop_buffer(&transport.staged, TLS_RECORD_BYTES)
     if transport.is_drained:
-        free(transport.incoming)
-        transport.incoming = NULL
+        drop_buffer(&transport.incoming, TLS_INCOMING_BYTES)
         transport.incoming_start = transport.incoming_end = 0
     SSL_free_buffers(transport.ssl)
     pthread_mutex_unlock(&transport.mutex)
@@ -409,9 +422,9 @@ cdef class TlsSession:
 
     def __dealloc__(self) -> None:
         SSL_free(self.transport.ssl)
-        free(self.transport.incoming)
-        free(self.transport.outgoing)
-        free(self.transport.staged)
+        drop_buffer(&self.transport.incoming, TLS_INCOMING_BYTES)
+        drop_buffer(&self.transport.outgoing, TLS_OUTGOING_BYTES)
+        drop_buffer(&self.transport.staged, TLS_RECORD_BYTES)
         if self.is_ready:
             pthread_mutex_destroy(&self.transport.mutex)
 

@@ -509,6 +509,7 @@ def test_taking_a_client_off_the_list_cuts_it_off(exported: Exported, authority:
 
 def test_an_export_in_use_is_not_taken_away(exported: Exported, authority: Authority) -> None:
     with transmission(exported, authority) as remote:
+        wait_until(lambda: exported.server.clients == 1)
         with pytest.raises(VolumeBusy):
             exported.exports.remove(exported.name)
         assert remote.ask(raw.request(raw.READ, 0, 1), 1) == b"\0"

@@ -4,6 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 MINUTES=${SOAK_MINUTES:-60}
+export TEST_POWER_CUT_ROUNDS=${TEST_POWER_CUT_ROUNDS:-500}
+export TEST_KILL_ROUNDS=${TEST_KILL_ROUNDS:-200}
 suites=()
 for suite in tests/engine tests/federation tests/faults tests/e2e; do
     if compgen -G "$suite/test_*.py" >/dev/null; then suites+=("$suite"); fi

@@ -117,6 +117,15 @@ class MailSettings:
 
 
 @dataclass(frozen=True)
+class FaultSettings:
+    """Faults ordered for trials (docs/faults.md); empty on a host that serves."""
+
+    volumes: tuple[str, ...] = ()  # NAME: SCRIPT
+    bitmaps: tuple[str, ...] = ()  # SET: SCRIPT
+    power_cut: str = ""  # CHANGE seed SEED
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a process; `need` says which of them must be there."""
 
@@ -126,6 +135,7 @@ class Settings:
     broker: BrokerSettings = BrokerSettings()
     redis: RedisSettings = RedisSettings()
     mail: MailSettings = MailSettings()
+    faults: FaultSettings = FaultSettings()
 
     def need(self, *sections: str) -> "Settings":
         """Return self, or raise SettingsMissing for the first required setting that is empty.
@@ -155,6 +165,7 @@ _CLASSES: Final[dict[str, type]] = {
     "broker": BrokerSettings,
     "redis": RedisSettings,
     "mail": MailSettings,
+    "faults": FaultSettings,
 }
 
 

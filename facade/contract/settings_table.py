@@ -9,9 +9,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from facade.contract.errors import BadName, SettingsInvalid
-from facade.contract.names import check_host
+from facade.contract.fault_script import BadFaultScript, parse_power_cut
+from facade.contract.fault_script import parse as parse_faults
+from facade.contract.names import check_host, check_volume
 
-SECTIONS: Final = ("host", "link", "export", "broker", "redis", "mail")
+SECTIONS: Final = ("host", "link", "export", "broker", "redis", "mail", "faults")
 
 # Variables that belong to the command line, not to the settings of a process.
 ALLOWED_VARIABLES: Final = ("TRELLIS_DIR",)
@@ -174,6 +176,26 @@ def _switch(raw: str, source: str) -> bool:
     return raw == "yes"
 
 
+def _faults(raw: str, source: str) -> str:
+    name, colon, script = raw.partition(":")
+    try:
+        if not colon:
+            raise BadFaultScript(f"`{raw}` is not NAME: SCRIPT")
+        check_volume(name.strip())
+        parse_faults(script)
+    except (BadFaultScript, BadName) as error:
+        raise refuse(source, str(error).rstrip(".")) from error
+    return raw
+
+
+def _power_cut(raw: str, source: str) -> str:
+    try:
+        parse_power_cut(raw)
+    except BadFaultScript as error:
+        raise refuse(source, str(error)) from error
+    return raw
+
+
 PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "host": _host,
     "folder": _folder,
@@ -190,10 +212,12 @@ PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "mailbox": _mailbox,
     "mailboxes": _mailbox,
     "switch": _switch,
+    "faults": _faults,
+    "power_cut": _power_cut,
 }
 
 # The kinds that are lists, and what separates their items in a variable.
-_LISTS: Final = {"folders": ":", "certificate_names": ",", "urls": ",", "mailboxes": ","}
+_LISTS: Final = {"folders": ":", "certificate_names": ",", "urls": ",", "mailboxes": ",", "faults": ","}
 
 _TABLE: Final = (
     Setting(
@@ -386,5 +410,30 @@ _TABLE: Final = (
         "TRELLIS_MAIL_RECIPIENTS",
         "",
         required_for="somebody must get the mails",
+    ),
+    Setting(
+        "faults",
+        "volumes",
+        "faults",
+        "Faults for trials, each `VOLUME: SCRIPT` (docs/faults.md). Never on a host that serves.",
+        "TRELLIS_FAULTS_VOLUMES",
+        "none",
+    ),
+    Setting(
+        "faults",
+        "bitmaps",
+        "faults",
+        "The same for bitmaps that Trellis made itself, each `SET: SCRIPT`.",
+        "TRELLIS_FAULTS_BITMAPS",
+        "none",
+    ),
+    Setting(
+        "faults",
+        "power_cut",
+        "power_cut",
+        "`N seed S`: at the N-th change of its backings the engine ends and loses, reorders and"
+        " tears what was not flushed, as S chooses.",
+        "TRELLIS_FAULTS_POWER_CUT",
+        "none",
     ),
 )

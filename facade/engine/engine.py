@@ -21,6 +21,7 @@ from facade.contract.events import new_event, now
 from facade.contract.settings import Settings
 from facade.engine.control import ControlServer
 from facade.engine.control_errors import AddressTaken, EngineFault, EngineRunning, RequestRefused
+from facade.engine.faulty_backings import FaultyBackings
 from facade.engine.job import FAILED
 from facade.engine.journal import Journal
 from facade.engine.link_connection import Identity
@@ -55,7 +56,8 @@ class Engine:
         self._lock_file = _lock(host.data_dir)
         self.journal = Journal(host.journal_path, host.name)
         self.exports = TcpExports(settings.export, host.name, self._tell_volume)
-        self.volumes = OpenVolumes(host.nbd_dir, host.name)
+        self.backings = FaultyBackings(settings.faults)
+        self.volumes = OpenVolumes(host.nbd_dir, host.name, self.backings)
         who = Identity(host.name, settings.link.secret, settings.link.plain)
         self.replicas = Replicas(self.volumes, self.journal, who)
         self._left_out: set[str] = set()  # volumes that may not be exported without their set
@@ -221,6 +223,7 @@ class Engine:
             "version": _version(),
             "boot_id": self.boot_id,
             "started_at": self.started_at,
+            "faults": self.backings.to_wire(),
         }
 
     def volume_open(self, name: str, path: str, read_only: bool = False) -> dict[str, Any]:

@@ -5,18 +5,37 @@ from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
 from facade.engine.volume cimport Io, Volume
 
 cdef enum:
-    FAULTS_MAX = 16          # orders to fail that may be open at a time
+    FAULTS_MAX = 16          # orders that may be open at a time
+    TORN_SECTOR_BYTES = 512
 
-# An order: of the requests of kind `op` (any, when negative), let `skip` pass, fail `times`.
+cdef enum FaultKind:
+    FAULT_FAIL = 0           # answered with `error`, not run
+    FAULT_SHORT = 1          # the first `size_bytes` of a write are written, then `error`
+    FAULT_TORN = 2           # sectors of a write taken at random are written, then `error`
+    FAULT_DELAY = 3          # run `delay_us` later
+
+# An order: of the requests of kind `op` (any, when negative), let `skip` pass, then hit `times`.
+# Every order counts every request, whatever the others do with it.
 cdef struct Fault:
     int op
     uint64_t skip
     uint64_t times           # 0: this order is free to be used
+    FaultKind kind
     int error
+    uint64_t size_bytes
+    uint64_t delay_us
+
+# What the orders say of one request.
+cdef struct Verdict:
+    FaultKind kind
+    int error                # 0: it is run
+    uint64_t size_bytes
+    uint64_t delay_us
+    uint64_t dice            # for the sectors of a torn one
 
 cdef struct Held:
     Io *io
-    int error                # what it ends with instead of being run, or 0
+    Verdict verdict
     Held *next
 
 
@@ -34,7 +53,11 @@ cdef class FaultVolume(Volume):
     cdef Held *first
     cdef Held *last
     cdef Fault[FAULTS_MAX] faults
+    cdef uint64_t hit_count          # requests that an order has hit
+    cdef uint64_t seed               # of torn writes
 
-    cdef int pick_fault(self, Io *io) noexcept nogil
-    cdef int hold_back(self, Io *io, int error) noexcept nogil
+    cdef Verdict judge(self, Io *io) noexcept nogil
+    cdef int hold_back(self, Io *io, Verdict verdict) noexcept nogil
+    cdef int carry_out(self, Io *io, Verdict verdict) noexcept nogil
+    cdef int write_part(self, Io *io, uint64_t first, uint64_t length) noexcept nogil
     cdef void serve_held(self) noexcept nogil

@@ -3,6 +3,7 @@
 import threading
 
 from libc.errno cimport EAGAIN, ENOMEM
+from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -27,14 +28,22 @@ from facade.engine.volume cimport (
     IO_ZERO,
 )
 
+from facade.contract.fault_script import FaultOrder
+
 OPERATIONS = {"any": -1, "read": IO_READ, "write": IO_WRITE, "zero": IO_ZERO, "trim": IO_TRIM,
               "flush": IO_FLUSH}
+KINDS = {"fail": FAULT_FAIL, "short": FAULT_SHORT, "torn": FAULT_TORN, "delay": FAULT_DELAY}
+
+
+cdef inline uint64_t next_dice(uint64_t dice) noexcept nogil:
+    return dice * <uint64_t> 0x5851F42D4C957F2D + <uint64_t> 0x14057B7EF767814F
 
 
 cdef class FaultVolume(Volume):
     """Passes requests on to `lower`, but for the faults that were ordered.
 
-    With `is_async` every request is pending and ends on the layer's own thread, in order, where it
+    Each order counts the requests of its kind from the moment it was given. With `is_async` every
+    request is pending and ends on the layer's own thread, in order, where it
     can be delayed and held. `close` first lets go of what is held.
     """
 
@@ -71,25 +80,38 @@ cdef class FaultVolume(Volume):
             pthread_mutex_unlock(&self.mutex)
         return count
 
+    @property
+    def hits(self) -> int:
+        """Number of requests that failed, were cut short or were delayed by order."""
+        return self.hit_count
+
     def fail(self, operation: str, error: int, skip: int = 0, times: int = 1) -> None:
         """Answer requests with `error` instead of running them.
 
         `operation` is read, write, zero, trim, flush or any; the first `skip` of them pass, the
         next `times` fail. Raises ValueError when FAULTS_MAX orders are open.
         """
-        cdef int op = OPERATIONS[operation]
-        cdef uint64_t skipped = skip
-        cdef uint64_t failing = times
-        cdef int errno_wanted = error
+        self.order(FaultOrder(operation, skip + 1, skip + times, "fail", error))
+
+    def order(self, order: FaultOrder) -> None:
+        """Take an order; it counts requests from now on.
+
+        Raises ValueError when FAULTS_MAX orders are open.
+        """
+        cdef Fault wanted
         cdef int index
         cdef bint is_placed = False
+        wanted.op = OPERATIONS[order.operation]
+        wanted.skip = order.first - 1
+        wanted.times = order.last - order.first + 1 if order.last else UINT64_MAX
+        wanted.kind = KINDS[order.kind]
+        wanted.error = order.error
+        wanted.size_bytes = order.size_bytes
+        wanted.delay_us = order.delay_us
         pthread_mutex_lock(&self.mutex)
         for index in range(FAULTS_MAX):
             if not is_placed and self.faults[index].times == 0:
-                self.faults[index].op = op
-                self.faults[index].skip = skipped
-                self.faults[index].times = failing
-                self.faults[index].error = errno_wanted
+                self.faults[index] = wanted
                 is_placed = True
         pthread_mutex_unlock(&self.mutex)
         if not is_placed:
@@ -129,26 +151,30 @@ cdef class FaultVolume(Volume):
         pthread_mutex_unlock(&self.mutex)
 
     cdef int submit(self, Io *io) noexcept nogil:
-        cdef int error
+        cdef Verdict verdict
+        cdef int error = 0
         # A fault counts a request once: where it may wait it is not the first of two attempts.
         if io.flags & IO_NOWAIT:
             if not self.is_async:
                 return EAGAIN
             io.flags &= ~IO_NOWAIT
         pthread_mutex_lock(&self.mutex)
-        error = self.pick_fault(io)
+        verdict = self.judge(io)
         if self.is_async:
-            error = self.hold_back(io, error)
+            error = self.hold_back(io, verdict)
         pthread_mutex_unlock(&self.mutex)
-        return error if error else self.lower.submit(io)
+        return error if self.is_async else self.carry_out(io, verdict)
 
     cdef int extent(self, uint64_t offset, uint64_t length, uint64_t *run_bytes,
                     bint *is_hole) noexcept nogil:
         return self.lower.extent(offset, length, run_bytes, is_hole)
 
-    cdef int pick_fault(self, Io *io) noexcept nogil:
+    cdef Verdict judge(self, Io *io) noexcept nogil:
+        cdef Verdict verdict
         cdef Fault *fault
         cdef int index
+        cdef bint is_hit = False
+        memset(&verdict, 0, sizeof(verdict))
         for index in range(FAULTS_MAX):
             fault = &self.faults[index]
             if fault.times == 0 or (fault.op >= 0 and fault.op != io.op):
@@ -156,16 +182,52 @@ cdef class FaultVolume(Volume):
             if fault.skip:
                 fault.skip -= 1
                 continue
-            fault.times -= 1
-            return fault.error
-        return 0
+            if fault.times != UINT64_MAX:
+                fault.times -= 1
+            is_hit = True
+            if fault.kind == FAULT_DELAY:
+                verdict.delay_us += fault.delay_us
+            elif verdict.error == 0:
+                verdict.kind = fault.kind
+                verdict.error = fault.error
+                verdict.size_bytes = fault.size_bytes
+        if is_hit:
+            self.hit_count += 1
+            self.seed = next_dice(self.seed)
+            verdict.dice = self.seed
+        return verdict
 
-    cdef int hold_back(self, Io *io, int error) noexcept nogil:
+    cdef int carry_out(self, Io *io, Verdict verdict) noexcept nogil:
+        cdef uint64_t at = 0
+        cdef uint64_t dice = verdict.dice
+        if verdict.delay_us:
+            usleep(<unsigned int> verdict.delay_us)
+        if verdict.error == 0:
+            return self.lower.submit(io)
+        if verdict.kind == FAULT_SHORT and verdict.size_bytes:
+            self.write_part(io, 0, verdict.size_bytes)
+        elif verdict.kind == FAULT_TORN:
+            while at < io.length:
+                dice = next_dice(dice)
+                if dice >> 63:
+                    self.write_part(io, at, TORN_SECTOR_BYTES)
+                at += TORN_SECTOR_BYTES
+        return verdict.error
+
+    # What becomes of it nobody is told: the request fails in any case.
+    cdef int write_part(self, Io *io, uint64_t first, uint64_t length) noexcept nogil:
+        cdef Io part = io[0]
+        part.offset += first
+        part.data += first
+        part.length = min(length, io.length - first)
+        return self.lower.run(&part)
+
+    cdef int hold_back(self, Io *io, Verdict verdict) noexcept nogil:
         cdef Held *held = <Held *> malloc(sizeof(Held))
         if held == NULL:
             return ENOMEM
         held.io = io
-        held.error = error
+        held.verdict = verdict
         held.next = NULL
         if self.first == NULL:
             self.first = held
@@ -191,9 +253,7 @@ cdef class FaultVolume(Volume):
             pthread_mutex_unlock(&self.mutex)
             if self.delay_us:
                 usleep(self.delay_us)
-            error = held.error
-            if error == 0:
-                error = self.lower.submit(held.io)
+            error = self.carry_out(held.io, held.verdict)
             if error != IO_PENDING:
                 held.io.complete(held.io, error)
             free(held)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from facade.engine.faulty_backings import VOLUME, FaultyBackings
 from facade.engine.file_volume import FileVolume
 from facade.engine.nbd_server import NbdServer
+from facade.engine.volume import Volume
 from facade.engine.volume_stack import VolumeStack
 from facade.errors import PathRefused, UnknownVolume, VolumeBusy
 
@@ -23,10 +25,12 @@ class OpenVolume:
 
     name: str
     path: Path
-    file: FileVolume
+    image: FileVolume
+    file: Volume  # the lowest layer: the image, or the faults that are ordered for it
     stack: VolumeStack
     server: NbdServer
     sets: set[str] = field(default_factory=set)
+    backings: FaultyBackings = field(default_factory=FaultyBackings)
 
     @property
     def uri(self) -> str:
@@ -52,6 +56,7 @@ class OpenVolume:
             "uri": self.uri,
             "clients": self.server.clients,
             "sets": sorted(self.sets),
+            "faults": self.backings.of(VOLUME, self.name),
         }
 
 
@@ -66,9 +71,10 @@ def socket_path(folder: Path, name: str) -> Path:
 class OpenVolumes:
     """All open volumes of the engine, by name; threads may share it."""
 
-    def __init__(self, nbd_dir: Path, host: str) -> None:
-        """Sockets go to `nbd_dir`, which exists."""
+    def __init__(self, nbd_dir: Path, host: str, backings: FaultyBackings | None = None) -> None:
+        """Sockets go to `nbd_dir`, which exists; `backings`: the faults that are ordered."""
         self.nbd_dir = nbd_dir
+        self.backings = backings or FaultyBackings()
         self.host = host
         # Held by who changes what a volume is for others: a set that is enabled, a new size.
         self.changing = threading.Lock()
@@ -91,19 +97,20 @@ class OpenVolumes:
                     raise VolumeBusy(volume=name, role="volume", used_by=str(known.path))
                 return known
             try:
-                file = FileVolume(path, name, read_only)
+                image = FileVolume(path, name, read_only)
             except OSError as error:
                 raise PathRefused(path=str(path), reason=error.strerror or str(error)) from error
+            file = self.backings.wrap(VOLUME, name, image)
             stack = VolumeStack(file, name, read_only)
             server = NbdServer(
-                stack, socket_path(self.nbd_dir, name), name, can_trim=file.can_punch
+                stack, socket_path(self.nbd_dir, name), name, can_trim=image.can_punch
             )
-            volume = OpenVolume(name, path, file, stack, server)
+            volume = OpenVolume(name, path, image, file, stack, server, backings=self.backings)
             if serve:
                 try:
                     volume.serve()
                 except PathRefused:
-                    file.close()
+                    image.close()
                     raise
             self._volumes[name] = volume
             return volume
@@ -147,7 +154,7 @@ class OpenVolumes:
             volume = self._volumes.pop(name, None)
         if volume is not None:
             volume.stack.close()
-            volume.file.close()
+            volume.image.close()
 
     def protect(self, name: str | None) -> None:
         """Refuse writes to a bitmap volume whose set could not be taken up."""
@@ -186,4 +193,4 @@ class OpenVolumes:
         volume.server.stop(STOP_TIMEOUT_S)
         volume.stack.flush()
         volume.stack.close()
-        volume.file.close()
+        volume.image.close()

@@ -20,6 +20,7 @@ from facade.contract.events import Event
 from facade.engine import states
 from facade.engine.bitmap_header import BitmapHeader
 from facade.engine.change_map import ChangeMap
+from facade.engine.faulty_backings import BITMAP
 from facade.engine.file_volume import FileVolume
 from facade.engine.job import Job
 from facade.engine.journal import Journal
@@ -69,8 +70,11 @@ class Replica:
         if bitmap is None:
             bitmap, self._bitmap_was_short = open_bitmap(spec, resumes)
             self._own_bitmap = bitmap
+            holder = volume.backings.wrap(BITMAP, spec.name, bitmap)
+        else:
+            holder = bitmap
         try:
-            self.changes = ChangeMap(bitmap, spec.size_bytes, spec.block_bytes)
+            self.changes = ChangeMap(holder, spec.size_bytes, spec.block_bytes)
         except BaseException:
             self._close_own_bitmap()
             raise

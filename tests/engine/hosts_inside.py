@@ -133,6 +133,7 @@ class Host:
         self.link.stop()
         self.replicas.close()
         self.volumes.close_all()
+        self.fault.close()
         self.file.close()
         self.journal.close()
         self._sockets.cleanup()

@@ -62,6 +62,7 @@ def assert_differences_have_bits(pair: Pair) -> int:
     return different
 
 
+@pytest.mark.timeout(60 + ROUNDS * 15)
 def test_kill_rounds(pair: Pair) -> None:
     seed = int(os.environ.get("TEST_SEED") or random.randrange(1 << 32))
     print(f"TEST_SEED={seed}")

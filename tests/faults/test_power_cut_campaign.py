@@ -26,7 +26,8 @@ from tests.faults.powered_hosts import PoweredHost
 from tests.faults.write_model import WriteModel, Writer
 
 ROUNDS = int(os.environ.get("TEST_POWER_CUT_ROUNDS", "30"))
-SIZE_BYTES = 512 << 10
+SIZE_BYTES = 8 << 20  # several extents of the bitmap
+SLOTS = 64
 BLOCK_BYTES = 4096
 WRITERS = 2
 ROUND_S = 0.3  # a cut whose moment does not come by itself comes then
@@ -61,10 +62,12 @@ class Commander(threading.Thread):
             self.fault = fault
 
     def step(self) -> None:
-        job = self.a.start_sync_to(self.b, self.dice.choice(["full", "update"]))
+        job = self.a.start_sync_to(self.b, self.dice.choice(["full", "update", "update", "update"]))
         if self.dice.random() < 0.8:
             job.ended.wait(5)
-        self.ended.wait(self.dice.choice([0, 0.01, 0.05]))
+        for _ in range(self.dice.choice([0, 2, 6])):
+            self.ended.wait(0.005)
+            self.a.replica.cool_bitmap()  # as the engine's cooler does every few seconds
         self.a.log()
 
     def stop(self) -> None:
@@ -80,7 +83,7 @@ class Campaign:
     def __init__(self, folder: Path, dice: random.Random) -> None:
         self.folder, self.dice = folder, dice
         self.set_id = uuid.UUID(int=dice.getrandbits(128)).hex
-        self.model = WriteModel(SIZE_BYTES)
+        self.model = WriteModel(SIZE_BYTES, SLOTS)
         self.seen: Counter[str] = Counter()
         self.b = self.boot("b", "secondary", "dirty")
         self.a = self.boot("a", "primary", "dirty")

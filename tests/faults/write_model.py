@@ -9,6 +9,7 @@ from facade.engine.volume import Volume
 
 SECTOR_BYTES = 512
 SLOT_BYTES = 8192  # of one writer; a block is shared by several
+SLOT_SECTORS = SLOT_BYTES // SECTOR_BYTES
 STAMP_BYTES = 8
 
 
@@ -17,14 +18,24 @@ def pattern(stamp: int, length: int) -> bytes:
 
 
 class WriteModel:
-    """Each sector's stamps since it was last durable, oldest first; stamp 0 reads as zeroes."""
+    """Each sector's stamps since it was last durable, oldest first; stamp 0 reads as zeroes.
 
-    def __init__(self, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
+    Only `slots` pieces of SLOT_BYTES, spread evenly over the volume, are ever written; sectors are
+    counted over them alone.
+    """
+
+    def __init__(self, size_bytes: int, slots: int) -> None:
+        self.slots = slots
+        self.stride_bytes = size_bytes // slots
         self.lock = threading.Lock()
         self.stamp = 0
-        self.may_be: list[list[int]] = [[0] for _ in range(size_bytes // SECTOR_BYTES)]
+        self.may_be: list[list[int]] = [[0] for _ in range(slots * SLOT_SECTORS)]
         self.answered: dict[int, int] = {}  # sector: stamp of the last answered, not durable write
+
+    def offset_bytes(self, sector: int) -> int:
+        """Where a sector lies in the volume."""
+        slot, within = divmod(sector, SLOT_SECTORS)
+        return slot * self.stride_bytes + within * SECTOR_BYTES
 
     def begin(self, sectors: range, is_zero: bool) -> int:
         with self.lock:
@@ -63,7 +74,8 @@ class WriteModel:
 
     def check(self, image: bytes) -> None:
         for sector, allowed in enumerate(self.may_be):
-            found = image[sector * SECTOR_BYTES : (sector + 1) * SECTOR_BYTES]
+            at = self.offset_bytes(sector)
+            found = image[at : at + SECTOR_BYTES]
             stamp = int.from_bytes(found[:STAMP_BYTES], "big")
             assert found == pattern(stamp, SECTOR_BYTES), f"sector {sector} is no whole write"
             assert stamp in allowed, f"sector {sector} holds {stamp}, may hold {allowed}"
@@ -72,7 +84,7 @@ class WriteModel:
         """Go on from what a start has found; returns how many sectors lost their last write."""
         lost = 0
         for sector, stamps in enumerate(self.may_be):
-            at = sector * SECTOR_BYTES
+            at = self.offset_bytes(sector)
             found = int.from_bytes(image[at : at + STAMP_BYTES], "big")
             lost += stamps[-1] != found
             self.may_be[sector] = [found]
@@ -88,7 +100,7 @@ class Writer(threading.Thread):
     ) -> None:
         super().__init__(name=f"writer-{number}", daemon=True)
         self.volume, self.model = volume, model
-        self.slots = range(number, model.size_bytes // SLOT_BYTES, count)
+        self.slots = range(number, model.slots, count)
         self.dice = random.Random(seed)
         self.ended = threading.Event()
         self.requests = 0
@@ -119,11 +131,11 @@ class Writer(threading.Thread):
             self.volume.flush()
             self.model.flush_ended(covered)
             return
-        count = dice.choice([1, 8, 8, dice.randint(1, SLOT_BYTES // SECTOR_BYTES)])
-        slot = dice.choice(self.slots) * (SLOT_BYTES // SECTOR_BYTES)
-        first = slot + dice.randrange(SLOT_BYTES // SECTOR_BYTES - count + 1)
+        count = dice.choice([1, 8, 8, dice.randint(1, SLOT_SECTORS)])
+        slot = dice.choice(self.slots) * SLOT_SECTORS
+        first = slot + dice.randrange(SLOT_SECTORS - count + 1)
         sectors = range(first, first + count)
-        offset, length = first * SECTOR_BYTES, count * SECTOR_BYTES
+        offset, length = self.model.offset_bytes(first), count * SECTOR_BYTES
         durable = kind == "fua" or dice.random() < 0.05
         stamp = self.model.begin(sectors, is_zero=kind in ("zero", "trim"))
         if kind == "zero":

@@ -32,6 +32,9 @@ WHOLE = {
     "TRELLIS_MAIL_SMTP": "mail:25",
     "TRELLIS_MAIL_SENDER": "t@x",
     "TRELLIS_MAIL_RECIPIENTS": "a@x,b@x",
+    "TRELLIS_FAULTS_VOLUMES": "v: write 1 EIO; flush 2 ENOSPC, w: read delay 5ms",
+    "TRELLIS_FAULTS_BITMAPS": "pair: write torn",
+    "TRELLIS_FAULTS_POWER_CUT": "40 seed 7",
 }
 
 
@@ -47,6 +50,7 @@ def test_variables_file_and_dump_agree(tmp_path):
     assert settings.link.plain is True
     assert settings.export.clients == ("backup.example", "reader")
     assert settings.mail.smtp == "smtp://mail:25"
+    assert settings.faults.volumes == ("v: write 1 EIO; flush 2 ENOSPC", "w: read delay 5ms")
     assert split_address(settings.link.listen) == ("::1", 7000)
 
 

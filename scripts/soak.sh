@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 
 MINUTES=${SOAK_MINUTES:-60}
 export TEST_POWER_CUT_ROUNDS=${TEST_POWER_CUT_ROUNDS:-500}
+export TEST_FAULT_STRIDE=${TEST_FAULT_STRIDE:-1}
 export TEST_KILL_ROUNDS=${TEST_KILL_ROUNDS:-200}
 suites=()
 for suite in tests/engine tests/federation tests/faults tests/e2e; do

@@ -217,7 +217,13 @@ PARSERS: Final[dict[str, Callable[[str, str], Any]]] = {
 }
 
 # The kinds that are lists, and what separates their items in a variable.
-_LISTS: Final = {"folders": ":", "certificate_names": ",", "urls": ",", "mailboxes": ",", "faults": ","}
+_LISTS: Final = {
+    "folders": ":",
+    "certificate_names": ",",
+    "urls": ",",
+    "mailboxes": ",",
+    "faults": ",",
+}
 
 _TABLE: Final = (
     Setting(

@@ -8,6 +8,7 @@ It is never held while the network is waited for. `operation` is taken first.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -270,7 +271,14 @@ class Replica:
         try:
             header = self.changes.header or self._first_header(bytes.fromhex(self.spec.set_id))
             self.changes.write_header(header.next(state=state, flags=flags))
+        except OSError as error:
+            # Like bits that cannot be written: it is told, and after a restart everything is dirty.
+            if self._bitmap_failed(error.errno or errno.EIO):
+                self.changes.go_memory_only()
+            raise
         finally:
+            with self.lock:
+                flags = self._flags
             self._journal_change(state, flags, event)
 
     def _journal_change(self, state: str, flags: frozenset[str], event: Event | None) -> None:

@@ -214,6 +214,8 @@ class Target:
         except OSError as error:
             log.error("%s: flush at the end of the link: %s", replica.spec.name, error)
             remove = frozenset()
+            why = error.strerror or str(error)
+            replica.record("volume_failed", volume=replica.spec.volume, reason=why)
         if "sync_needed" in replica.flags:
             replica.change(trigger, "sync_needed", remove=remove)
         elif trigger == "link_lost":

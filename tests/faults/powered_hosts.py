@@ -41,8 +41,8 @@ class PoweredHost(Host):
             with path.open("wb") as file:
                 file.truncate(size_bytes)
         opened = self.volumes.open(name, path, serve=False)
-        self.files.append(opened.file)
-        backing = PowerCutVolume(opened.file, self.power)
+        self.files.append(opened.image)
+        backing = PowerCutVolume(opened.image, self.power)
         opened.file = backing
         opened.stack.set_top(backing)
         return backing

@@ -52,7 +52,7 @@ class OpenVolume:
             "name": self.name,
             "path": str(self.path),
             "size_bytes": self.stack.size_bytes,
-            "read_only": self.file.read_only,
+            "read_only": self.image.read_only,
             "uri": self.uri,
             "clients": self.server.clients,
             "sets": sorted(self.sets),
@@ -137,7 +137,7 @@ class OpenVolumes:
         """
         with self.changing:
             volume = self.get(name)
-            if volume.file.read_only:
+            if volume.image.read_only:
                 raise PathRefused(path=str(volume.path), reason="it is served read-only")
             if volume.sets or volume.stack.top is not volume.file or volume.stack.read_only:
                 raise VolumeBusy(volume=name, role="data or bitmap volume", used_by="a set")

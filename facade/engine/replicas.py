@@ -93,7 +93,7 @@ class Replicas:
             volume = self.volumes.get(spec.volume)
             holder = None if bitmap is None else self.volumes.get(bitmap)
             for used in (volume, holder):
-                if used is not None and used.file.read_only:
+                if used is not None and used.image.read_only:
                     raise PathRefused(path=str(used.path), reason="it is served read-only")
             if volume.sets:
                 raise VolumeBusy(volume=spec.volume, role="data volume", used_by="another set")
@@ -159,7 +159,7 @@ class Replicas:
             for volume in self.volumes.all():
                 if set_id in volume.sets:
                     volume.sets.discard(set_id)
-                    volume.stack.set_read_only(volume.file.read_only)
+                    volume.stack.set_read_only(volume.image.read_only)
             del self._replicas[set_id]
 
     # ---- synchronise and log --------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The fault loop: the first, second, third ... operation of a backing fails, until none is hit.
 
 One life of a set (enable, writes, full synchronisation, replicated writes, logging, update) is
-lived again for each operation of each backing of both sides, and afterwards the invariants are checked.
+lived again for each operation of each backing of both sides, and then the invariants are checked.
 `TEST_FAULT_STRIDE` (default 4, soak 1): of so many operations one is made to fail.
 """
 

@@ -7,6 +7,9 @@ from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
     POOL_THREADS_MAX = 32          # requests of one volume that wait at a time; more queue
+    # Of reads. The try that came first has set the disk to work for each of them, so that a few
+    # threads keep it busy; more are only woken more often.
+    READ_THREADS_MAX = 8
     POOL_STACK_BYTES = 262144      # a layer may call Python when its bitmap fails
     IDLE_END_MS = 5000
 
@@ -24,6 +27,7 @@ cdef class IoPool:
     cdef pthread_cond_t gone       # close() waits here
     cdef PoolItem *first
     cdef PoolItem *last
+    cdef int threads_max           # set before the first push()
     cdef int thread_count
     cdef int idle_count            # of these, waiting for work
     cdef int queued                # items that no thread has taken

@@ -28,6 +28,7 @@ cdef class IoPool:
         pthread_mutex_init(&self.mutex, NULL)
         cond_init(&self.work)
         cond_init(&self.gone)
+        self.threads_max = POOL_THREADS_MAX
         self.is_ready = True
 
     def __dealloc__(self) -> None:
@@ -58,7 +59,7 @@ cdef class IoPool:
             self.last.next = item
         self.last = item
         self.queued += 1
-        is_short = self.queued > self.idle_count and self.thread_count < POOL_THREADS_MAX
+        is_short = self.queued > self.idle_count and self.thread_count < self.threads_max
         if is_short:
             if start_detached_thread(pool_thread, <void *> self, POOL_STACK_BYTES) == 0:
                 self.thread_count += 1

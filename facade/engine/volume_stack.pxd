@@ -18,6 +18,7 @@ cdef class VolumeStack(Volume):
     cdef Gate gate
     cdef bint gate_ready
     cdef IoPool pool
+    cdef IoPool read_pool     # reads have fewer threads, and wait for no write
     cdef bint is_closed       # changed only while the gate is shut and empty
     cdef bint refuses_writes  # likewise
 

@@ -10,6 +10,7 @@ cdef enum:
     # Of reads. The try that came first has set the disk to work for each of them, so that a few
     # threads keep it busy; more are only woken more often.
     READ_THREADS_MAX = 8
+    LOOKUP_THREADS_MAX = 4         # questions about its extents, likewise
     POOL_STACK_BYTES = 262144      # a layer may call Python when its bitmap fails
     IDLE_END_MS = 5000
 
@@ -27,7 +28,7 @@ cdef class IoPool:
     cdef pthread_cond_t gone       # close() waits here
     cdef PoolItem *first
     cdef PoolItem *last
-    cdef int threads_max           # set before the first push()
+    cdef readonly int threads_max
     cdef int thread_count
     cdef int idle_count            # of these, waiting for work
     cdef int queued                # items that no thread has taken

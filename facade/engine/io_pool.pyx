@@ -31,6 +31,9 @@ cdef class IoPool:
         self.threads_max = POOL_THREADS_MAX
         self.is_ready = True
 
+    def __init__(self, threads_max: int = POOL_THREADS_MAX) -> None:
+        self.threads_max = threads_max
+
     def __dealloc__(self) -> None:
         if self.is_ready:
             with nogil:

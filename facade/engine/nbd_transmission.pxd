@@ -25,8 +25,8 @@ cdef enum:
 
 cdef class Transmission(Connection):
     cdef Volume volume
-    cdef IoPool io_pool                  # of the volume, or None
-    cdef bint has_pool                   # io_pool is not None
+    cdef IoPool lookups                  # of the volume, or None
+    cdef bint has_lookups                # it is not None
     cdef Rules rules
     cdef tuple contexts                  # keeps alive what the next line points to
     cdef void *contexts_at[CONTEXTS_MAX]   # MetaContext, borrowed: the nogil loop counts no owners

@@ -104,8 +104,8 @@ cdef class Transmission:
         if len(contexts) > CONTEXTS_MAX:
             raise ValueError(f"{len(contexts)} metadata contexts; at most {CONTEXTS_MAX}")
         self.volume = volume
-        self.io_pool = (<VolumeStack> volume).pool if isinstance(volume, VolumeStack) else None
-        self.has_pool = self.io_pool is not None
+        self.lookups = (<VolumeStack> volume).lookups if isinstance(volume, VolumeStack) else None
+        self.has_lookups = self.lookups is not None
         self.rules.read_only = read_only
         self.rules.is_structured = self.is_structured
         self.rules.is_extended = extended
@@ -417,12 +417,12 @@ cdef class Transmission:
         request.io.offset = header.offset
         request.io.length = header.length
         request.flags = header.flags
-        if self.has_pool:
+        if self.has_lookups:
             self.submitted += 1
             request.transmission = <void *> self
             request.item.run = run_status
             request.item.owner = request
-            self.io_pool.push(&request.item)
+            self.lookups.push(&request.item)
             return GO_ON
         self.tell_status(request)
         return self.finish(request)

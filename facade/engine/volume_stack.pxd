@@ -17,8 +17,9 @@ cdef class VolumeStack(Volume):
     cdef Volume top_volume    # replaced only while the gate is shut and empty
     cdef Gate gate
     cdef bint gate_ready
-    cdef IoPool pool
+    cdef IoPool pool          # for requests, which are inside the gate
     cdef IoPool read_pool     # reads have fewer threads, and wait for no write
+    cdef IoPool lookups       # for who asks for extents, who may wait at the gate
     cdef bint is_closed       # changed only while the gate is shut and empty
     cdef bint refuses_writes  # likewise
 

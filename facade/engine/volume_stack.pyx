@@ -6,7 +6,7 @@ from errno import ESHUTDOWN as PY_ESHUTDOWN
 from libc.errno cimport EAGAIN, EINVAL, ENOMEM, ENOSPC, EPERM, ESHUTDOWN
 from libc.stdlib cimport free, malloc
 
-from facade.engine.io_pool cimport READ_THREADS_MAX, IoPool, PoolItem
+from facade.engine.io_pool cimport LOOKUP_THREADS_MAX, READ_THREADS_MAX, IoPool, PoolItem
 from facade.engine.syscalls cimport (
     CLOCK_MONOTONIC,
     atomic_add,
@@ -101,8 +101,8 @@ cdef class VolumeStack(Volume):
         self.refuses_writes = read_only
         self.is_closed = False
         self.pool = IoPool()
-        self.read_pool = IoPool()
-        self.read_pool.threads_max = READ_THREADS_MAX
+        self.read_pool = IoPool(READ_THREADS_MAX)
+        self.lookups = IoPool(LOOKUP_THREADS_MAX)
 
     def __dealloc__(self) -> None:
         if self.gate_ready:
@@ -122,7 +122,7 @@ cdef class VolumeStack(Volume):
     @property
     def waiting_threads(self) -> int:
         """How many threads wait for the disk in place of connections, or have just done so."""
-        return self.pool.threads + self.read_pool.threads
+        return self.pool.threads + self.read_pool.threads + self.lookups.threads
 
     def set_top(self, top: Volume, timeout_s: float = SHUT_TIMEOUT_S) -> None:
         """Make `top` the uppermost layer, between two requests.
@@ -197,6 +197,7 @@ cdef class VolumeStack(Volume):
         self.open_gate()
         self.pool.close()
         self.read_pool.close()
+        self.lookups.close()
 
     def wait_for_quiet(self, timeout_s: float) -> None:
         """Shut the gate; raise TimeoutError, with the gate open, if requests stay in flight."""

@@ -170,6 +170,11 @@ class RawClient:
             assert chunks[-1].cookie == chunks[0].cookie
         return chunks
 
+    def take_cookie(self) -> int:
+        """Return the cookie of the next reply, whole, whose kind does not matter."""
+        (magic,) = struct.unpack(">I", self.socket.recv(4, socket.MSG_PEEK | socket.MSG_WAITALL))
+        return self.take_chunks()[0].cookie if magic == CHUNK_MAGIC else self.take_reply()[1]
+
     def take_reply(self, read_bytes: int = 0) -> tuple[int, int, bytes]:
         """Return error, cookie and (of a read without error) data."""
         magic, error, cookie = struct.unpack(">IIQ", self.take(16))

@@ -74,6 +74,33 @@ def test_a_waiting_volume_does_not_hold_up_another(tmp_path: Path) -> None:
                     assert waiting.take_reply()[0] == 0
 
 
+def test_block_status_does_not_hold_up_writes_that_a_change_waits_for(tmp_path: Path) -> None:
+    context = "base:allocation"
+    with waiting_stack(tmp_path) as (stack, held), serve(stack) as server:
+        with RawClient(server.socket_path, structured=True, contexts=(context,)) as client:
+            held.hold()
+            for number in range(POOL_THREADS_MAX):
+                client.send(raw.write(number * 65536, b"x", cookie=number))
+            wait_until(lambda: held.held == POOL_THREADS_MAX)
+            # Whatever these wait for, the writes behind them are inside the gate already.
+            for number in range(POOL_THREADS_MAX):
+                client.send(raw.request(raw.BLOCK_STATUS, 0, 4096, cookie=1000 + number))
+            for number in range(POOL_THREADS_MAX, WAITING):
+                client.send(raw.write(number * 65536, b"x", cookie=number))
+            client.send(raw.request(NO_SUCH_COMMAND, cookie=7777))
+            cookies = []
+            while 7777 not in cookies:
+                cookies.append(client.take_cookie())
+            changing = threading.Thread(target=stack.set_top, args=(stack.top,))
+            changing.start()
+            held.release()
+            changing.join(10.0)
+            assert not changing.is_alive()
+            while len(cookies) < WAITING + POOL_THREADS_MAX + 1:
+                cookies.append(client.take_cookie())
+            assert len(set(cookies)) == len(cookies)
+
+
 def test_a_layer_can_be_changed_once_what_waits_in_the_pool_has_ended(tmp_path: Path) -> None:
     with waiting_stack(tmp_path) as (stack, held):
         tracking = stack.top

@@ -166,15 +166,18 @@ class Engine:
         )
 
     def stop(self) -> None:
-        """Flush everything and end: nothing acknowledged is lost, the next start is a clean one."""
+        """Flush everything and end: nothing acknowledged is lost, the next start is a clean one.
+
+        A volume that cannot be flushed keeps no other from it; the next start is no clean one then.
+        """
         self.control.stop()
         self._suspend_attachments()
         self.link.stop()
         self.exports.stop()
-        self.volumes.stop_serving()
+        answered = self.volumes.stop_serving()
         self.replicas.close()
-        self.volumes.close_all()
-        self.journal.end_run()
+        if self.volumes.close_all() and answered:
+            self.journal.end_run()
         self.journal.close()
         os.close(self._lock_file)
         self._stopped.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from facade.engine.nbd_server import NbdServer
 from facade.engine.volume import Volume
 from facade.engine.volume_stack import VolumeStack
 from facade.errors import PathRefused, UnknownVolume, VolumeBusy
+
+log = logging.getLogger("trellis.volumes")
 
 SOCKET_PATH_BYTES_MAX: Final = 100
 STOP_TIMEOUT_S: Final = 10.0
@@ -116,7 +119,10 @@ class OpenVolumes:
             return volume
 
     def close(self, name: str) -> None:
-        """Stop exporting a volume; one that is not open is closed already. Raises VolumeBusy."""
+        """Stop exporting a volume; one that is not open is closed already.
+
+        Raises VolumeBusy, and PathRefused when its last flush failed: it is closed then.
+        """
         with self._lock:
             volume = self._volumes.get(name)
             if volume is None:
@@ -128,7 +134,11 @@ class OpenVolumes:
                     volume=name, role="export", used_by=f"{volume.server.clients} NBD client(s)"
                 )
             del self._volumes[name]
-            self._end(volume)
+            try:
+                self._end(volume)
+            except OSError as error:
+                reason = f"its last flush failed ({error.strerror}); it is closed all the same"
+                raise PathRefused(path=str(volume.path), reason=reason) from error
 
     def resize(self, name: str, size_bytes: int | None) -> OpenVolume:
         """Make a volume longer or shorter under its clients; None: as its file or device now is.
@@ -176,21 +186,42 @@ class OpenVolumes:
         with self._lock:
             return [self._volumes[name] for name in sorted(self._volumes)]
 
-    def stop_serving(self) -> None:
-        """End all exports; layers stay, so that what is in flight is answered."""
-        for volume in self.all():
-            volume.server.stop(STOP_TIMEOUT_S)
+    def stop_serving(self) -> bool:
+        """End all exports; layers stay, so that what is in flight is answered.
 
-    def close_all(self) -> None:
-        """Flush and close every volume: the engine stops and its layers are off."""
+        False: some volume does not answer its requests.
+        """
+        ended = True
+        for volume in self.all():
+            try:
+                volume.server.stop(STOP_TIMEOUT_S)
+            except TimeoutError as error:
+                log.error("%s", error)
+                ended = False
+        return ended
+
+    def close_all(self) -> bool:
+        """Flush and close every volume: the engine stops and its layers are off.
+
+        False: some could not be, and what was not flushed of it may be lost. The others are.
+        """
+        closed = True
         with self._lock:
             for volume in self._volumes.values():
-                self._end(volume)
+                try:
+                    self._end(volume)
+                except OSError as error:
+                    log.error("%s is not flushed and closed: %s", volume.name, error)
+                    closed = False
             self._volumes.clear()
+        return closed
 
     @staticmethod
     def _end(volume: OpenVolume) -> None:
+        """Raises OSError; then it is closed all the same, unless it has requests in flight."""
         volume.server.stop(STOP_TIMEOUT_S)
-        volume.stack.flush()
-        volume.stack.close()
-        volume.image.close()
+        try:
+            volume.stack.flush()
+        finally:
+            volume.stack.close()
+            volume.image.close()

@@ -115,6 +115,24 @@ def test_a_real_engine_does_what_its_settings_order(engines: list[EngineProcess]
     assert "FAULTS" not in b.log_path.read_text()
 
 
+def test_a_volume_that_cannot_be_flushed_keeps_no_other_from_it_at_the_stop(
+    engines: list[EngineProcess],
+) -> None:
+    engine = engines[0]
+    order(engine, volumes=("a: flush 1+ EIO", "b: flush 900 EIO"))
+    engine.start()
+    for name in ("a", "b"):
+        engine.make_volume(name, MIB)
+    assert engine.stop() == 0
+    log = engine.log_path.read_text()
+    assert "a is not flushed and closed" in log
+    assert "b is not flushed" not in log
+    order(engine)
+    engine.start()
+    found = engine.call("events.take", after=0, limit=100, wait_s=0)["events"]
+    assert [event["name"] for event in found][-1] == "engine_recovered"
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_an_engine_loses_its_power_and_comes_back(engines: list[EngineProcess], seed: int) -> None:
     [a, b] = engines

@@ -24,6 +24,7 @@ cdef class LinkTarget:
     cdef Digester digester         # for comparing what the source has digested
     cdef bint compares             # both sides agreed on that
     cdef uint8_t *scratch          # DIGEST_RANGE_BYTES of our data; NULL without `compares`
+    cdef bint is_cut               # an answer to digests was not sent: nothing may follow it
     cdef readonly int apply_errno  # of the volume below, when that ended the link
     cdef readonly uint64_t received_bytes
     cdef readonly uint64_t sent_bytes

@@ -259,8 +259,9 @@ cdef class LinkTarget:
         answer.flags = 0
         answer.payload_bytes = <uint32_t> ((pieces + 7) // 8)
         pack_header(frame, &answer, asked)
-        self.send_bytes(frame, HEADER_BYTES + answer.payload_bytes)
-        return 0
+        error = self.send_bytes(frame, HEADER_BYTES + answer.payload_bytes)
+        self.is_cut = error != 0
+        return error
 
     cdef int apply_loop(self) noexcept nogil:
         cdef FrameHeader header
@@ -282,6 +283,8 @@ cdef class LinkTarget:
                 error = self.apply_one(&header, self.buffer + self.start + HEADER_BYTES)
                 atomic_store(&self.busy_since_ms, 0)
                 if error:
+                    if self.is_cut:
+                        return error
                     if error != EPROTO:
                         self.apply_errno = error
                     self.send_frame(FRAME_ERROR, self.applied_seq, <uint64_t> error)

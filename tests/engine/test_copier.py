@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import random
 import socket
+import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from facade.engine.file_volume import FileVolume
 from facade.engine.link_sender import LinkSender
 from facade.engine.link_target import LinkTarget
 from facade.engine.link_wire import pack_frame
+from facade.engine.power_cut_volume import PowerCutVolume, PowerSupply
 from facade.engine.replication import ReplicationLayer
 from tests.engine.volume_makers import BLOCK_BYTES, change_map
 
@@ -25,8 +27,10 @@ KIB, MIB = 1 << 10, 1 << 20
 SIZE_BYTES = 8 * MIB + 12 * KIB + 512  # neither whole blocks nor whole pieces
 SEED = bytes(range(32))
 PIECE_BYTES = 4096
-DIFFER = 10
+FLUSH, DIGEST, DIFFER = 4, 9, 10
 EPROTO = 71
+SEND_TIMEOUT_US = 100_000
+FLUSH_US = 500_000
 # A frame's header, a digest of each piece of a block, an acknowledgement and an answer.
 PER_BLOCK_BYTES = 40 + BLOCK_BYTES // PIECE_BYTES * 16 + 40 + 41
 
@@ -237,3 +241,39 @@ def test_an_answer_to_no_question_ends_the_link(tmp_path: Path) -> None:
     with linked(tmp_path, data, data) as link:
         link.sink.sendall(pack_frame(DIFFER, b"\x01", seq=1, offset=0, length=4096))
         assert link.ending_errno() == EPROTO
+
+
+def test_nothing_is_acknowledged_after_an_answer_that_was_not_sent(tmp_path: Path) -> None:
+    # A source that takes nothing for a while and then goes on: without the answer, the
+    # acknowledgement of a later frame would say that the piece is equal.
+    path = tmp_path / "theirs"
+    path.write_bytes(os.urandom(PIECE_BYTES))
+    supply = PowerSupply(flush_delay_us=FLUSH_US)
+    file = FileVolume(path)
+    source, sink = socket.socketpair()
+    with source, sink:
+        sink.setblocking(False)
+        stuffed = 0
+        with suppress(BlockingIOError):
+            while True:
+                stuffed += sink.send(bytes(1024))
+        sink.setblocking(True)
+        timeout = struct.pack("ll", 0, SEND_TIMEOUT_US)
+        sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        target = LinkTarget(sink.fileno(), PowerCutVolume(file, supply), SEED)
+        thread = threading.Thread(target=lambda: target.run(lambda _: None))
+        thread.start()
+        source.sendall(pack_frame(DIGEST, bytes(16), seq=1, length=PIECE_BYTES))
+        source.sendall(pack_frame(FLUSH, b"", seq=2))
+        while thread.is_alive() and not supply.changes:
+            thread.join(0.001)
+        source.settimeout(2 * FLUSH_US / 1e6)
+        taken = b""
+        with suppress(TimeoutError):
+            while thread.is_alive() or len(taken) < stuffed:
+                taken += source.recv(1 << 20)
+        source.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        assert len(taken) == stuffed
+        assert target.apply_errno == 0
+    file.close()

@@ -162,12 +162,14 @@ cdef class ChangeMap(Bitmap):
 
     cdef void drop_empty_todo(self) noexcept nogil:
         # Once the copier has taken all, its list takes no memory.
-        cdef bint is_empty
+        cdef uint64_t *empty = NULL
         pthread_mutex_lock(&self.lock)
-        is_empty = self.todo != NULL and self.todo_count == 0
+        if self.todo_count == 0:
+            empty = self.todo
+            self.todo = NULL
         pthread_mutex_unlock(&self.lock)
-        if is_empty:
-            self.replace_todo(NULL, 0)
+        if empty != NULL:
+            munmap(empty, self.words * 8)
 
     cdef uint64_t clear_page_locked(self, uint64_t page) noexcept nogil:
         cdef uint64_t word, keep, fresh, cleared = 0

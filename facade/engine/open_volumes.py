@@ -79,7 +79,7 @@ class OpenVolumes:
         self.nbd_dir = nbd_dir
         self.backings = backings or FaultyBackings()
         self.host = host
-        # Held by who changes what a volume is for others: a set that is enabled, a new size.
+        # Held by who changes what a volume is for others: a set enabled, a new size, an end.
         self.changing = threading.Lock()
         self._lock = threading.Lock()
         self._volumes: dict[str, OpenVolume] = {}
@@ -123,7 +123,7 @@ class OpenVolumes:
 
         Raises VolumeBusy, and PathRefused when its last flush failed: it is closed then.
         """
-        with self._lock:
+        with self.changing, self._lock:
             volume = self._volumes.get(name)
             if volume is None:
                 return

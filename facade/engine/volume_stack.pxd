@@ -1,4 +1,4 @@
-# The top of one volume's stack: the gate that lets layers come and go under live I/O, and the pool
+# The top of one volume's stack: the gate that lets layers come and go under live I/O, and the pools
 # in which requests wait. submit() here does not wait for a disk or a link: what is not done at once
 # is pending.
 from libc.stdint cimport int64_t, uint64_t
@@ -8,7 +8,9 @@ from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
 from facade.engine.volume cimport Io, Volume
 
 cdef struct Gate:
-    int64_t state            # atomic: requests inside, plus GATE_SHUT while they are held back
+    # atomic: two for each request inside, plus GATE_SHUT while others are held back. A request gives
+    # back one when it has ended and one when its submitter is out of the layers, which may be later.
+    int64_t state
     pthread_mutex_t mutex    # for waiting only; the way in and out is the atomic alone
     pthread_cond_t changed
 

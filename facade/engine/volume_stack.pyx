@@ -34,6 +34,9 @@ SHUT_TIMEOUT_S = 30.0
 cdef enum:
     NANOSECONDS_PER_S = 1000000000
 
+    WHOLE = 2                # what a request adds to the gate's state, and gives back
+    HALF = 1
+
 cdef int64_t GATE_SHUT = <int64_t> 1 << 62
 
 
@@ -48,16 +51,16 @@ cdef struct Passage:
 
 
 cdef void enter_gate(Gate *gate) noexcept nogil:
-    while atomic_add(&gate.state, 1) & GATE_SHUT:
-        leave_gate(gate)
+    while atomic_add(&gate.state, WHOLE) & GATE_SHUT:
+        leave_gate(gate, WHOLE)
         pthread_mutex_lock(&gate.mutex)
         while atomic_load(&gate.state) & GATE_SHUT:
             pthread_cond_wait(&gate.changed, &gate.mutex)
         pthread_mutex_unlock(&gate.mutex)
 
 
-cdef void leave_gate(Gate *gate) noexcept nogil:
-    if atomic_add(&gate.state, -1) == GATE_SHUT:
+cdef void leave_gate(Gate *gate, int share) noexcept nogil:
+    if atomic_add(&gate.state, -share) == GATE_SHUT:
         pthread_mutex_lock(&gate.mutex)
         pthread_cond_broadcast(&gate.changed)
         pthread_mutex_unlock(&gate.mutex)
@@ -67,15 +70,18 @@ cdef void passage_ended(Io *io, int error) noexcept nogil:
     cdef Passage *passage = <Passage *> io.owner
     cdef Io *outer = passage.outer
     # The gate first: once the submitter knows, it may let go of the stack that holds the gate.
-    leave_gate(passage.gate)
+    leave_gate(passage.gate, HALF)
     free(passage)
     outer.complete(outer, error)
 
 
-# On a thread of the pool. The gate keeps the top where it is until the request has ended.
+# On a thread of the pool, which outlives the gate's last user. The gate keeps the top where it is
+# until the request has ended and submit() has returned.
 cdef void run_passage(void *owner) noexcept nogil:
     cdef Passage *passage = <Passage *> owner
+    cdef Gate *gate = passage.gate
     cdef int error = (<Volume> passage.top_volume).submit(&passage.io)
+    leave_gate(gate, HALF)
     if error != IO_PENDING:
         passage_ended(&passage.io, error)
 
@@ -160,12 +166,14 @@ cdef class VolumeStack(Volume):
         """
         bottom = self.top_volume
         before = self.size_bytes
+        found = bottom.lengthen(None)
         # Longer first and shorter last: the backing is never shorter than the volume.
         wanted = bottom.lengthen(size_bytes)
         try:
             self.set_size(bottom, wanted, timeout_s)
         except BaseException:
-            bottom.shorten(before)
+            # Only what was added here: what others have added is theirs.
+            bottom.shorten(found)
             raise
         try:
             bottom.shorten(wanted)
@@ -244,18 +252,18 @@ cdef class VolumeStack(Volume):
         cdef int error
         enter_gate(&self.gate)
         if self.is_closed:
-            leave_gate(&self.gate)
+            leave_gate(&self.gate, WHOLE)
             return ESHUTDOWN
         if self.refuses_writes and io.op != IO_READ and io.op != IO_FLUSH:
-            leave_gate(&self.gate)
+            leave_gate(&self.gate, WHOLE)
             return EPERM
         # Its border checked it before the gate; the size may be another one since.
         if io.offset > self.size_bytes or io.length > self.size_bytes - io.offset:
-            leave_gate(&self.gate)
+            leave_gate(&self.gate, WHOLE)
             return ENOSPC if io.op == IO_WRITE or io.op == IO_ZERO else EINVAL
         passage = <Passage *> malloc(sizeof(Passage))
         if passage == NULL:
-            leave_gate(&self.gate)
+            leave_gate(&self.gate, WHOLE)
             return ENOMEM
         passage.io = io[0]
         passage.io.complete = passage_ended
@@ -274,9 +282,11 @@ cdef class VolumeStack(Volume):
             else:
                 self.pool.push(&passage.item)
             return IO_PENDING
-        if error != IO_PENDING:
+        if error == IO_PENDING:
+            leave_gate(&self.gate, HALF)
+        else:
             free(passage)
-            leave_gate(&self.gate)
+            leave_gate(&self.gate, WHOLE)
         return error
 
     cdef bint may_wait(self, const Io *io) noexcept nogil:
@@ -292,5 +302,5 @@ cdef class VolumeStack(Volume):
             error = EINVAL
         else:
             error = self.top_volume.extent(offset, length, run_bytes, is_hole)
-        leave_gate(&self.gate)
+        leave_gate(&self.gate, WHOLE)
         return error

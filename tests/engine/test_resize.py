@@ -66,6 +66,22 @@ def test_without_a_size_it_is_as_long_as_its_file(stack: VolumeStack, bottom: Fi
     assert stack.size_bytes == SIZE_BYTES
 
 
+def test_a_resize_that_fails_leaves_the_file_as_it_was(
+    stack: VolumeStack, bottom: FileVolume
+) -> None:
+    # What others have appended is not ours to cut off; what we have added is.
+    with Path(bottom.path).open("ab") as file:
+        file.write(b"appended")
+    stack.close()
+    for size_bytes in (None, MIB, 16 * MIB):
+        with pytest.raises(OSError, match="closed"):
+            stack.resize(size_bytes)
+        assert file_bytes(bottom) == SIZE_BYTES + len(b"appended")
+    with Path(bottom.path).open("rb") as file:
+        file.seek(SIZE_BYTES)
+        assert file.read() == b"appended"
+
+
 def test_what_is_past_the_new_end_is_refused_at_the_gate(stack: VolumeStack) -> None:
     # As a border would that checked before the size changed.
     outer = VolumeStack(stack)

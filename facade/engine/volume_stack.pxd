@@ -8,8 +8,8 @@ from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
 from facade.engine.volume cimport Io, Volume
 
 cdef struct Gate:
-    # atomic: two for each request inside, plus GATE_SHUT while others are held back. A request gives
-    # back one when it has ended and one when its submitter is out of the layers, which may be later.
+    # Atomic: two for each request inside, plus GATE_SHUT while others are held back. A request
+    # gives back one when it has ended, one when its submitter is out of the layers: often later.
     int64_t state
     pthread_mutex_t mutex    # for waiting only; the way in and out is the atomic alone
     pthread_cond_t changed

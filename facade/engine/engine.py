@@ -31,7 +31,7 @@ from facade.engine.replica_source import SyncRequest
 from facade.engine.replica_spec import ReplicaSpec
 from facade.engine.replicas import Replicas
 from facade.engine.tcp_exports import TcpExports
-from facade.errors import Unsupported
+from facade.errors import PathRefused, Unsupported
 from facade.native import EngineClient
 
 log = logging.getLogger("trellis.engine")
@@ -240,7 +240,11 @@ class Engine:
 
     def volume_close(self, name: str) -> dict[str, Any]:
         """`volume.close`."""
-        self.volumes.close(name)
+        try:
+            self.volumes.close(name)
+        except PathRefused:  # closed, though its last flush failed
+            self.exports.remove(name)
+            raise
         self.exports.remove(name)
         return {}
 

@@ -281,30 +281,29 @@ cdef class Connection:
     cdef ssize_t receive(self, uint8_t *data, size_t room, bint is_within,
                          bint is_whole) noexcept nogil:
         cdef ssize_t count
-        cdef bint has_pending
+        cdef bint is_busy
         if not self.is_timed:
             self.set_timed(True)
         while True:
-            has_pending = atomic_load(&self.outbox.completed) != self.submitted
-            if has_pending:
+            # While replies wait for the client, requests are taken all the same: the volume has
+            # something to do meanwhile.
+            is_busy = (atomic_load(&self.outbox.completed) != self.submitted
+                       or outbox_has_unsent(&self.outbox))
+            if is_busy:
                 count = wire_receive(self.transport, self.fd, data, room, MSG_DONTWAIT)
+            elif is_whole:
+                count = wire_receive(self.transport, self.fd, data, room, MSG_WAITALL)
             else:
-                # The last to complete may have found the socket full; nobody else sends it now.
-                if outbox_has_unsent(&self.outbox) and self.flush_outbox() != GO_ON:
-                    return -1
-                if is_whole:
-                    count = wire_receive(self.transport, self.fd, data, room, MSG_WAITALL)
-                else:
-                    count = self.receive_soon(data, room)
-                    if count < 0 and errno == EAGAIN:
-                        count = wire_receive(self.transport, self.fd, data, room, 0)
+                count = self.receive_soon(data, room)
+                if count < 0 and errno == EAGAIN:
+                    count = wire_receive(self.transport, self.fd, data, room, 0)
             if count >= 0:
                 return count if not is_within or pace_kept(&self.pace, count) else -1
             if errno == EINTR:
                 continue
             if errno != EAGAIN:
                 return -1
-            if has_pending:
+            if is_busy:
                 count = outbox_await_input(&self.outbox, IDLE_RELEASE_S * 1000)
                 if count > 0:
                     self.go_on_with_long()
@@ -314,7 +313,7 @@ cdef class Connection:
             if is_within:
                 if not pace_kept(&self.pace, 0):
                     return -1
-            elif not has_pending:
+            elif not is_busy:
                 self.release_idle()
                 self.set_timed(False)
 

@@ -80,9 +80,11 @@ cdef struct Outbox:
     pthread_cond_t changed        # for the connection's thread alone
     bint waiting                  # the connection's thread waits on `changed`
     bint sending                  # somebody is sending
+    uint64_t sent_bytes           # taken by the socket, ever; who sends adds to it
     int error                     # errno that ended the connection's sending side, or 0
     Queue queue                   # answered, not yet sent
     Queue returned                # sent or dropped: the connection's thread may use them again
+    Pace pace                     # at which replies are taken; the connection's thread's own
     bint has_long                 # there may be some; the connection's thread's own
     Queue unfinished              # a piece of them has ended: their thread submits the next
 

@@ -12,6 +12,7 @@ from facade.engine.syscalls cimport (
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     POLLIN,
+    POLLOUT,
     atomic_add,
     atomic_load,
     atomic_store,
@@ -181,10 +182,9 @@ cdef bint outbox_wait(Outbox *outbox, int64_t submitted, bint for_all) noexcept 
 
 cdef int outbox_await_input(Outbox *outbox, int timeout_ms) noexcept nogil:
     cdef pollfd[2] watched
-    cdef Queue nothing
     cdef uint64_t count = 0
+    cdef bint is_full
     cdef int ready
-    nothing.first = nothing.last = NULL
     if outbox.event_fd < 0:
         pthread_mutex_lock(&outbox.mutex)
         outbox.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -193,13 +193,20 @@ cdef int outbox_await_input(Outbox *outbox, int timeout_ms) noexcept nogil:
             return -1
     watched[0].fd = outbox.fd
     watched[1].fd = outbox.event_fd
-    watched[0].events = watched[1].events = POLLIN
+    watched[1].events = POLLIN
     while True:
         # Before each wait: what got stuck earlier wakes nobody a second time.
-        if outbox_send(outbox, &nothing):
+        is_full = send_some(outbox)
+        if outbox.error:
+            return -1
+        if not is_full:
+            outbox.pace.since_ms = outbox.pace.bytes = 0
+        elif not pace_kept(&outbox.pace, 0):
+            end_sending(outbox, ETIMEDOUT)
             return -1
         if outbox.has_long and is_left_unfinished(outbox):
             return 1
+        watched[0].events = POLLIN | POLLOUT if is_full else POLLIN
         ready = poll(watched, 2, timeout_ms)
         if ready < 0 and errno != EINTR:
             return -1
@@ -207,8 +214,29 @@ cdef int outbox_await_input(Outbox *outbox, int timeout_ms) noexcept nogil:
             return 0
         if ready > 0 and watched[1].revents:
             read(outbox.event_fd, &count, sizeof(count))
-        if ready > 0 and watched[0].revents:
+        if ready > 0 and watched[0].revents & ~POLLOUT:
             return 1
+
+
+# Send what the socket takes now; whether it is full, with more to send.
+cdef bint send_some(Outbox *outbox) noexcept nogil:
+    cdef bint is_full = False
+    cdef uint64_t before
+    pthread_mutex_lock(&outbox.mutex)
+    if not outbox.sending and outbox_has_unsent(outbox):
+        before = outbox.sent_bytes
+        flush(outbox, False)
+        outbox.pace.bytes += outbox.sent_bytes - before
+        is_full = outbox_has_unsent(outbox)
+    pthread_mutex_unlock(&outbox.mutex)
+    return is_full
+
+
+cdef void end_sending(Outbox *outbox, int error) noexcept nogil:
+    pthread_mutex_lock(&outbox.mutex)
+    if outbox.error == 0:
+        outbox.error = error
+    pthread_mutex_unlock(&outbox.mutex)
 
 
 cdef bint is_left_unfinished(Outbox *outbox) noexcept nogil:
@@ -264,6 +292,7 @@ cdef int send_batch(Outbox *outbox, Queue *batch, Queue *sent, bint may_block) n
         message.msg_iovlen = gather.count
         count = wire_send(outbox.transport, outbox.fd, &message, flags)
         if count >= 0:
+            outbox.sent_bytes += count
             take_sent(batch, sent, count)
         elif errno == EAGAIN and may_block:
             count = 0

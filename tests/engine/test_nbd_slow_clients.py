@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from facade.engine import nbd_buffers, nbd_outbox, nbd_server
+from facade.engine import nbd_buffers, nbd_client, nbd_outbox
 from facade.engine.nbd_server import NbdServer
 from tests.engine import nbd_raw as raw
 from tests.engine.nbd_raw import RawClient, serve
@@ -27,7 +27,7 @@ LONG = 8 << 20
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NbdServer]:
-    monkeypatch.setattr(nbd_server, "HANDSHAKE_TIMEOUT_S", TIMEOUT_S)
+    monkeypatch.setattr(nbd_client, "HANDSHAKE_TIMEOUT_S", TIMEOUT_S)
     nbd_outbox.limit_client_silence(TIMEOUT_S)
     try:
         with file_volume(tmp_path, SIZE_BYTES) as volume, serve(volume) as running:

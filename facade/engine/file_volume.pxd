@@ -13,6 +13,10 @@ cdef enum:
     INLINE_BYTES_MAX = 262144        # longer requests take long enough to hold up others
     SLOW_WRITE_NS = 1000000          # a write into the page cache that took longer was slow
     SLOW_MS = 100
+    # After so many reads in a row that the page cache did not have, only one in COLD_PROBE asks it
+    # first: the others would pay for the question, and the disk has work from all threads.
+    COLD_READS_MIN = 64
+    COLD_PROBE = 16
 
 # Flushes run one at a time and are shared: the kernel reports a failed write-back once per open
 # file, so of two at once one could come back clean although its data was lost.
@@ -31,6 +35,7 @@ cdef class FileVolume(Volume):
     cdef readonly bint is_device
     cdef readonly bint is_in_memory   # tmpfs or ramfs: no request waits for a disk
     cdef bint refuses_nowait          # preadv2(RWF_NOWAIT) does not work here
+    cdef int64_t cold_reads           # atomic; in a row, not counting far
     cdef int64_t slow_until_ns        # atomic; monotonic clock: till then a write may wait
     cdef readonly bint can_punch      # a hole can be punched: trim is worth advertising
     cdef bint can_zero_range          # fallocate(ZERO_RANGE) works here

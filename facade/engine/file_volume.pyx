@@ -38,6 +38,7 @@ from facade.engine.syscalls cimport (
     SEEK_END,
     SEEK_HOLE,
     TMPFS_MAGIC,
+    atomic_add,
     atomic_load,
     atomic_store,
     clock_gettime,
@@ -284,11 +285,17 @@ cdef class FileVolume(Volume):
             return EAGAIN
         if self.refuses_nowait:
             return self.read_all(io) if self.is_in_memory else EAGAIN
+        if (atomic_load(&self.cold_reads) >= COLD_READS_MIN
+                and atomic_add(&self.cold_reads, 1) % COLD_PROBE):
+            return EAGAIN
         piece.iov_base = io.data
         piece.iov_len = io.length
         count = preadv2(self.fd, &piece, 1, io.offset, RWF_NOWAIT)
         if count == <ssize_t> io.length:
+            if atomic_load(&self.cold_reads):
+                atomic_store(&self.cold_reads, 0)
             return 0
+        atomic_add(&self.cold_reads, 1)
         if count < 0 and errno == EOPNOTSUPP:
             self.refuses_nowait = True
         # Some of it, none, or an error: whoever may wait reads it all and says which.

@@ -7,9 +7,8 @@ from facade.engine.syscalls cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
     POOL_THREADS_MAX = 32          # requests of one volume that wait at a time; more queue
-    # Of reads. The try that came first has set the disk to work for each of them, so that a few
-    # threads keep it busy; more are only woken more often.
-    READ_THREADS_MAX = 8
+    # Of reads, which have threads of their own: more would only be woken more often.
+    READ_THREADS_MAX = 16
     LOOKUP_THREADS_MAX = 4         # questions about its extents, likewise
     POOL_STACK_BYTES = 262144      # a layer may call Python when its bitmap fails
     IDLE_END_MS = 5000

@@ -54,6 +54,7 @@ cdef class IoPool:
 
     cdef void push(self, PoolItem *item) noexcept nogil:
         cdef bint is_short
+        cdef bint has_idle
         item.next = NULL
         pthread_mutex_lock(&self.mutex)
         if self.first == NULL:
@@ -72,9 +73,11 @@ cdef class IoPool:
                 pthread_mutex_unlock(&self.mutex)
                 item.run(item.owner)
                 return
-        if self.idle_count:
-            pthread_cond_signal(&self.work)
+        has_idle = self.idle_count > 0
         pthread_mutex_unlock(&self.mutex)
+        # After the unlocking: who wakes finds the mutex free. The pool outlives its items.
+        if has_idle:
+            pthread_cond_signal(&self.work)
 
     cdef void serve(self) noexcept nogil:
         cdef PoolItem *item

@@ -8,6 +8,10 @@ from libc.string cimport memcmp
 
 from facade.engine.syscalls cimport atomic_load, atomic_or, is_zero
 
+cdef extern from *:
+    int popcount "__builtin_popcountll"(unsigned long long word) noexcept nogil
+    int lowest_bit "__builtin_ctzll"(unsigned long long word) noexcept nogil
+
 
 cdef inline void mark_block(uint64_t *map, uint64_t block) noexcept nogil:
     atomic_or(<int64_t *> &map[block >> 6], <int64_t> (<uint64_t> 1 << (block & 63)))
@@ -15,6 +19,31 @@ cdef inline void mark_block(uint64_t *map, uint64_t block) noexcept nogil:
 
 cdef inline bint has_block(uint64_t *map, uint64_t block) noexcept nogil:
     return <uint64_t> atomic_load(<int64_t *> &map[block >> 6]) >> (block & 63) & 1
+
+
+# These two while others may mark: a bit set meanwhile is found or not.
+cdef inline uint64_t count_blocks(uint64_t *map, uint64_t words) noexcept nogil:
+    cdef uint64_t count = 0
+    cdef uint64_t word
+    for word in range(words):
+        count += popcount(<uint64_t> atomic_load(<int64_t *> &map[word]))
+    return count
+
+
+# The first block at or after `start` whose bit is `value`; `blocks` when there is none.
+cdef inline uint64_t next_block(uint64_t *map, uint64_t start, uint64_t blocks,
+                                bint value) noexcept nogil:
+    cdef uint64_t flip = 0 if value else ~<uint64_t> 0
+    cdef uint64_t mask = ~<uint64_t> 0 << (start & 63)
+    cdef uint64_t word = start >> 6
+    cdef uint64_t found
+    while word << 6 < blocks:
+        found = (<uint64_t> atomic_load(<int64_t *> &map[word]) ^ flip) & mask
+        if found:
+            return min((word << 6) + lowest_bit(found), blocks)
+        mask = ~<uint64_t> 0
+        word += 1
+    return blocks
 
 
 # `size` bytes that stand at byte `start` of a range: marks each block of 1 << shift bytes (counted

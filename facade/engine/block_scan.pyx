@@ -1,11 +1,10 @@
 """Comparing ranges, finding what is zero, digesting. Guarantees: docs/blocks.md."""
 
 from libc.errno cimport ENOMEM
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from facade.engine.bits cimport bits_count, bits_next
 from facade.engine.block_job cimport (
     CHUNK_BYTES,
     LEFT,
@@ -16,7 +15,13 @@ from facade.engine.block_job cimport (
     BlockJob,
     Worker,
 )
-from facade.engine.block_kernels cimport alike_bytes, has_block, mark_differing
+from facade.engine.block_kernels cimport (
+    alike_bytes,
+    count_blocks,
+    has_block,
+    mark_differing,
+    next_block,
+)
 from facade.engine.keyed_digest cimport (
     DIGEST_BYTES,
     SEED_BYTES,
@@ -25,6 +30,7 @@ from facade.engine.keyed_digest cimport (
     digest_piece,
     open_digester,
 )
+from facade.engine.syscalls cimport atomic_load
 from facade.engine.volume cimport Volume
 
 from facade.engine.keyed_digest import check_seed
@@ -66,8 +72,8 @@ cdef class BlockMapJob(BlockJob):
         cdef uint64_t end
         while len(found) < limit:
             with nogil:
-                at = bits_next(self.map, at, self.blocks, value)
-                end = bits_next(self.map, at, self.blocks, not value)
+                at = next_block(self.map, at, self.blocks, value)
+                end = next_block(self.map, at, self.blocks, not value)
             if at >= self.blocks:
                 break
             found.append((at, end - at))
@@ -96,7 +102,7 @@ cdef class CompareJob(BlockMapJob):
         """How many blocks differ, of those compared so far."""
         cdef uint64_t count
         with nogil:
-            count = bits_count(self.map, self.words)
+            count = count_blocks(self.map, self.words)
         return count
 
     def runs(self, start: int = 0, limit: int = RUNS_LIMIT) -> list[tuple[int, int]]:
@@ -105,7 +111,13 @@ cdef class CompareJob(BlockMapJob):
 
     def export(self) -> bytes:
         """The map as little-endian words, bit 0 = block 0: what Bitmap.merge takes."""
-        return (<const char *> self.map)[:self.words * sizeof(uint64_t)]
+        copy = bytearray(self.words * sizeof(uint64_t))
+        cdef uint64_t *words = <uint64_t *> <char *> copy
+        cdef uint64_t word
+        with nogil:
+            for word in range(self.words):
+                words[word] = <uint64_t> atomic_load(<int64_t *> &self.map[word])
+        return bytes(copy)
 
     cdef int run_chunk(self, Worker *worker, uint64_t start, uint64_t end) noexcept nogil:
         cdef uint64_t at = start
@@ -165,7 +177,7 @@ cdef class ZeroScanJob(BlockMapJob):
         check_complete(self)
         cdef uint64_t count
         with nogil:
-            count = self.blocks - bits_count(self.map, self.words)
+            count = self.blocks - count_blocks(self.map, self.words)
         return count
 
     def runs(self, start: int = 0, limit: int = RUNS_LIMIT) -> list[tuple[int, int]]:

@@ -84,7 +84,7 @@ cdef class Copier:
         cdef uint64_t wanted
         if not self.compares or self.compared_bytes < SAMPLE_BYTES:
             return
-        wanted = self.pieces.wanted_ever * DIGEST_PIECE_BYTES
+        wanted = self.pieces.count_wanted() * DIGEST_PIECE_BYTES
         if wanted > self.compared_bytes // 100 * PAYS_PERCENT:
             self.compares = False
 
@@ -187,8 +187,7 @@ cdef class Copier:
             at += DIGEST_PIECE_BYTES
         if error[0]:
             # The place in the order is taken: what cannot be read ends the link.
-            self.layer.volume_failed = True
-            self.layer.failed_errno = error[0]
+            self.layer.note_failure(error[0])
             self.layer.sender.kill(error[0])
         elif as_digests:
             self.compared_bytes += length

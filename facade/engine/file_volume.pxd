@@ -34,11 +34,11 @@ cdef class FileVolume(Volume):
     cdef readonly bint read_only
     cdef readonly bint is_device
     cdef readonly bint is_in_memory   # tmpfs or ramfs: no request waits for a disk
-    cdef bint refuses_nowait          # preadv2(RWF_NOWAIT) does not work here
+    cdef int64_t refuses_nowait       # atomic; 1: preadv2(RWF_NOWAIT) does not work here
     cdef int64_t cold_reads           # atomic; in a row, not counting far
     cdef int64_t slow_until_ns        # atomic; monotonic clock: till then a write may wait
-    cdef readonly bint can_punch      # a hole can be punched: trim is worth advertising
-    cdef bint can_zero_range          # fallocate(ZERO_RANGE) works here
+    cdef int64_t punch_state          # atomic; 1: a hole can be punched
+    cdef int64_t zero_range_state     # atomic; 1: fallocate(ZERO_RANGE) works here
     cdef int64_t failed_state         # atomic; 1 for good once a flush has failed
     cdef FlushTurn turn
     cdef bint turn_ready              # turn's mutex and condition exist

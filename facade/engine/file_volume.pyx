@@ -138,8 +138,8 @@ cdef class FileVolume(Volume):
         try:
             lock_file(self.fd, self.path, read_only)
             self.size_bytes = measure_size(self.fd, self.path, self.is_device)
-            self.can_punch = not read_only and can_punch_holes(self)
-            self.can_zero_range = not read_only
+            self.punch_state = not read_only and can_punch_holes(self)
+            self.zero_range_state = not read_only
             self.is_in_memory = not self.is_device and lies_in_memory(self.fd)
             self.refuses_nowait = self.is_in_memory
         except BaseException:
@@ -157,6 +157,11 @@ cdef class FileVolume(Volume):
     def failed(self) -> bool:
         """Whether a flush has failed; then every request answers EIO."""
         return atomic_load(&self.failed_state) != 0
+
+    @property
+    def can_punch(self) -> bool:
+        """Whether holes can be punched: then a trim is worth advertising."""
+        return atomic_load(&self.punch_state) != 0
 
     @property
     def closed(self) -> bool:
@@ -283,7 +288,7 @@ cdef class FileVolume(Volume):
         cdef ssize_t count
         if io.length > INLINE_BYTES_MAX:
             return EAGAIN
-        if self.refuses_nowait:
+        if atomic_load(&self.refuses_nowait):
             return self.read_all(io) if self.is_in_memory else EAGAIN
         if (atomic_load(&self.cold_reads) >= COLD_READS_MIN
                 and atomic_add(&self.cold_reads, 1) % COLD_PROBE):
@@ -297,7 +302,7 @@ cdef class FileVolume(Volume):
             return 0
         atomic_add(&self.cold_reads, 1)
         if count < 0 and errno == EOPNOTSUPP:
-            self.refuses_nowait = True
+            atomic_store(&self.refuses_nowait, 1)
         # Some of it, none, or an error: whoever may wait reads it all and says which.
         return EAGAIN
 
@@ -354,12 +359,12 @@ cdef class FileVolume(Volume):
     cdef int zero_fast(self, uint64_t offset, uint64_t length, bint keep) noexcept nogil:
         cdef uint64_t[2] device_range
         cdef int error
-        if not keep and self.can_punch:
+        if not keep and atomic_load(&self.punch_state):
             error = allocate(self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
             if not is_unsupported(error):
                 return error
-            self.can_punch = False
-        if self.can_zero_range:
+            atomic_store(&self.punch_state, 0)
+        if atomic_load(&self.zero_range_state):
             if self.is_device:
                 device_range[0] = offset
                 device_range[1] = length
@@ -369,7 +374,7 @@ cdef class FileVolume(Volume):
                                  length)
             if not is_unsupported(error):
                 return error
-            self.can_zero_range = False
+            atomic_store(&self.zero_range_state, 0)
         return EOPNOTSUPP
 
     cdef int write_zeroes(self, uint64_t offset, uint64_t length) noexcept nogil:

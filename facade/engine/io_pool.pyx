@@ -45,7 +45,12 @@ cdef class IoPool:
     @property
     def threads(self) -> int:
         """How many threads there are now."""
-        return self.thread_count
+        cdef int count
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+            count = self.thread_count
+            pthread_mutex_unlock(&self.mutex)
+        return count
 
     def close(self) -> None:
         """Return when every request is done and every thread gone; later requests start anew."""

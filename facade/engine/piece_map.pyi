@@ -1,4 +1,5 @@
 class PieceMap:
     size_bytes: int
-    wanted_ever: int
     def __init__(self, size_bytes: int) -> None: ...
+    @property
+    def wanted_ever(self) -> int: ...

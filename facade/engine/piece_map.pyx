@@ -44,6 +44,18 @@ cdef class PieceMap:
             munmap(self.bits, self.words * 8)
         pthread_mutex_destroy(&self.mutex)
 
+    @property
+    def wanted_ever(self) -> int:
+        """How many pieces were asked for since the start."""
+        return self.count_wanted()
+
+    cdef uint64_t count_wanted(self) noexcept nogil:
+        cdef uint64_t count
+        pthread_mutex_lock(&self.mutex)
+        count = self.wanted_count
+        pthread_mutex_unlock(&self.mutex)
+        return count
+
     cdef int want(self, uint64_t offset, uint64_t length, const uint8_t *asked,
                   uint32_t asked_bytes) noexcept nogil:
         cdef uint64_t count
@@ -60,7 +72,7 @@ cdef class PieceMap:
         for number in range(count):
             if asked[number >> 3] >> (number & 7) & 1:
                 bits_set(self.bits, first + number, first + number)
-                self.wanted_ever += 1
+                self.wanted_count += 1
         pthread_mutex_unlock(&self.mutex)
         return 0
 

@@ -3,7 +3,7 @@
 # One layer per volume. `role_target` layers belong to a secondary that is being written by its
 # link: applications' writes get EPERM, reads pass.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from facade.engine.change_map cimport ChangeMap
 from facade.engine.syscalls cimport pthread_cond_t
@@ -16,23 +16,25 @@ cdef class ReplicationLayer(Volume):
     cdef readonly ChangeMap changes
     cdef RangeLocks locks
     cdef LinkSender sender      # replaced only while sending is false and users is 0
-    # The four below change under changes.lock, together with the marks that saw them.
+    # The five below change under changes.lock, together with the marks that saw them.
     cdef bint sending
     cdef bint target            # writes of applications get EPERM
     cdef uint64_t users         # requests that may touch sender
     cdef uint64_t writers       # requests that change the volume and have not ended
+    cdef uint64_t write_count   # of applications since engaged
     cdef pthread_cond_t idle    # users or writers fell to 0
-    cdef readonly bint volume_failed   # the volume below has failed a write or flush
-    cdef readonly int failed_errno     # of the last failed write, flush or copy; 0 before any
+    cdef int64_t failed_state   # atomic; 1: the volume below has failed a write or flush
+    cdef int64_t last_error     # atomic; of the last failed write, flush or copy; 0 before any
     cdef object settle_lock            # one settle() at a time
     cdef object on_bitmap_failed       # called once; True: the failure is durably on record
-    cdef readonly uint64_t app_writes  # since engaged
 
     cdef int submit_write(self, Io *io) noexcept nogil
     cdef int submit_flush(self, Io *io) noexcept nogil
     cdef int write_both(self, Io *io, int parity) noexcept nogil
     cdef uint64_t send_piece(self, Io *piece, Io *whole, int parity, int *error) noexcept nogil
     cdef int local_write(self, Io *io) noexcept nogil
+    # The volume below has failed: on record until the layer is engaged anew.
+    cdef void note_failure(self, int error) noexcept nogil
     # Keep the attached sender in place until leave_users(); False when none is sending.
     cdef bint enter_users(self) noexcept nogil
     cdef void leave_users(self) noexcept nogil

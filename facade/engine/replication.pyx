@@ -4,11 +4,13 @@ import os
 import threading
 
 from libc.errno cimport EAGAIN, EIO, EPERM
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from facade.engine.change_map cimport ChangeMap
 from facade.engine.syscalls cimport (
+    atomic_load,
+    atomic_store,
     cond_init,
     pthread_cond_broadcast,
     pthread_cond_destroy,
@@ -95,7 +97,12 @@ cdef class ReplicationLayer(Volume):
     @property
     def is_sending(self) -> bool:
         """True while changes are sent."""
-        return self.sending
+        cdef bint sending
+        with nogil:
+            pthread_mutex_lock(&self.changes.lock)
+            sending = self.sending
+            pthread_mutex_unlock(&self.changes.lock)
+        return sending
 
     def set_target(self, bint target) -> None:
         """Refuse (True) or allow applications' writes; returns once none is in flight."""
@@ -109,7 +116,32 @@ cdef class ReplicationLayer(Volume):
     @property
     def is_target(self) -> bool:
         """True while applications' writes are refused."""
-        return self.target
+        cdef bint target
+        with nogil:
+            pthread_mutex_lock(&self.changes.lock)
+            target = self.target
+            pthread_mutex_unlock(&self.changes.lock)
+        return target
+
+    @property
+    def app_writes(self) -> int:
+        """Writes of applications since the layer was engaged."""
+        cdef uint64_t count
+        with nogil:
+            pthread_mutex_lock(&self.changes.lock)
+            count = self.write_count
+            pthread_mutex_unlock(&self.changes.lock)
+        return count
+
+    @property
+    def volume_failed(self) -> bool:
+        """Whether the volume below has failed a write or flush."""
+        return atomic_load(&self.failed_state) != 0
+
+    @property
+    def failed_errno(self) -> int:
+        """The errno of the last failed write, flush or copy; 0 before any."""
+        return atomic_load(&self.last_error)
 
     def settle(self, double timeout_s) -> int | None:
         """Clear every bit whose block is the same on both sides; how many, None if it cannot be.
@@ -148,8 +180,7 @@ cdef class ReplicationLayer(Volume):
             io.owner = NULL
             error = self.lower.run(&io)
         if error:
-            self.volume_failed = True
-            self.failed_errno = error
+            self.note_failure(error)
             raise OSError(error, os.strerror(error), self.name)
         if not seq:
             return None
@@ -235,11 +266,16 @@ cdef class ReplicationLayer(Volume):
     cdef int local_write(self, Io *io) noexcept nogil:
         cdef Io below = io[0]
         cdef int error = self.lower.run(&below)
-        if error:
-            self.failed_errno = error
         if error == EIO:
-            self.volume_failed = True
+            self.note_failure(error)
+        elif error:
+            atomic_store(&self.last_error, error)
         return error
+
+    # The errno first: who sees that it has failed can say why.
+    cdef void note_failure(self, int error) noexcept nogil:
+        atomic_store(&self.last_error, error)
+        atomic_store(&self.failed_state, 1)
 
     cdef int submit_write(self, Io *io) noexcept nogil:
         cdef uint64_t first = io.offset >> self.changes.block_shift
@@ -262,7 +298,7 @@ cdef class ReplicationLayer(Volume):
             pthread_mutex_unlock(&self.changes.lock)
             return EPERM
         parity = self.changes.enter_locked(first, last)
-        self.app_writes += 1
+        self.write_count += 1
         self.writers += 1
         sending = self.sending
         if sending:
@@ -371,8 +407,7 @@ cdef class ReplicationLayer(Volume):
                 self.sender.fill(seq, FRAME_FLUSH, 0, 0, 0, 0)
         error = self.lower.run(&below)
         if error:
-            self.volume_failed = True
-            self.failed_errno = error
+            self.note_failure(error)
             if seq:
                 self.sender.kill(error)
         if seq:

@@ -34,6 +34,10 @@ cdef enum:
     SENT_MAX = 256                # requests of one input
     SOCKET_BYTES = 4194304
     RECORD_BYTES = 7
+    CONTEXTS = 2                  # of metadata, where there are any
+    EVERY_CONTEXT = 3             # their bits
+    PAYLOAD_MAX = 33554432
+    PAYLOAD_LEN = 32              # a request's flag: its length is that of its payload
 
 # The numbers of requests, as the protocol has them.
 cdef enum:
@@ -54,6 +58,7 @@ cdef enum:
     IS_ASYNC = 16                 # the volume answers IO_PENDING
     IS_RAW = 32                   # the rest is the stream itself, not records of requests
     HAS_LEFTOVER = 64             # part of the stream came with the handshake
+    IS_EXTENDED = 128             # headers are extended ones, and with them replies
 
 # Bits of a record's third byte; the lowest four are the units of offset and length.
 cdef enum:
@@ -66,13 +71,16 @@ cdef struct Sent:
     uint16_t command
     uint64_t cookie
     uint64_t offset
-    uint32_t length
+    uint64_t length               # of the effect
+    uint64_t payload_bytes
     const uint8_t *payload
+    bint is_filter_wrong          # of block status: its payload is not what it should be
+    uint32_t contexts             # of block status: those that were asked for
     bint is_answered
     uint32_t error
     uint64_t told_to              # of a read: up to where the reply has come
     uint8_t *found                # of a read: its data
-    int statuses                  # chunks of block status
+    uint32_t told_contexts        # of block status: those that were told about
 
 cdef struct Arena:
     uint8_t *pattern              # of what is written; each request takes it from elsewhere
@@ -205,9 +213,18 @@ cdef class CheckedVolume(Volume):
 # ---- from an input to a stream
 
 
+cdef inline int header_bytes(int options) noexcept nogil:
+    return 32 if options & IS_EXTENDED else 28
+
+
+cdef inline uint32_t request_magic(int options) noexcept nogil:
+    return 0x21e41c71 if options & IS_EXTENDED else 0x25609513
+
+
+# The length takes all that the kind of header has for it.
 cdef void put_header(uint8_t *at, uint16_t flags, uint16_t command, uint64_t cookie,
-                     uint64_t offset, uint32_t length, bint is_broken) except *:
-    cdef uint32_t v32 = htobe32(0x25609513 ^ (1 if is_broken else 0))
+                     uint64_t offset, uint64_t length, bint is_broken, int options) except *:
+    cdef uint32_t v32 = htobe32(request_magic(options) ^ (1 if is_broken else 0))
     cdef uint64_t v64
     memcpy(at, &v32, 4)
     at[4], at[5] = flags >> 8, flags & 255
@@ -215,20 +232,43 @@ cdef void put_header(uint8_t *at, uint16_t flags, uint16_t command, uint64_t coo
     memcpy(at + 8, &cookie, 8)
     v64 = htobe64(offset)
     memcpy(at + 16, &v64, 8)
-    v32 = htobe32(length)
-    memcpy(at + 24, &v32, 4)
+    if options & IS_EXTENDED:
+        v64 = htobe64(length)
+        memcpy(at + 24, &v64, 8)
+    else:
+        v32 = htobe32(<uint32_t> length)
+        memcpy(at + 24, &v32, 4)
 
 
-# Requests of seven bytes each: command, flags, units, offset, length.
-cdef void write_records(const uint8_t *data, size_t size) except *:
+# What block status may have behind it: the length of its effect, and numbers of contexts. One of
+# three numbers is no context, and more than three have one twice.
+cdef uint64_t put_filter(uint8_t *at, uint64_t length, int count, int first) except *:
+    cdef uint64_t v64 = htobe64(length)
+    cdef uint32_t v32
+    cdef int number
+    memcpy(at, &v64, 8)
+    for number in range(count):
+        v32 = htobe32(1 + (number + first) % (CONTEXTS + 1))
+        memcpy(at + 8 + 4 * number, &v32, 4)
+    return 8 + 4 * count
+
+
+# Requests of seven bytes each: command, flags, units, offset, length. A write with an extended
+# header has the flag that says so unless the record has it too. The command's highest bits are how
+# many numbers a filter has.
+cdef void write_records(const uint8_t *data, size_t size, int options) except *:
     cdef size_t at = 0
     cdef size_t used = 0
     cdef int number = 0
     cdef uint8_t shape
     cdef uint16_t command
+    cdef uint16_t flags
+    cdef int head = header_bytes(options)
+    cdef bint is_extended = options & IS_EXTENDED != 0
     cdef uint64_t cookie = 1
-    cdef uint64_t offset, length
-    while at + RECORD_BYTES <= size and used + 28 <= STREAM_BYTES_MAX:
+    cdef uint64_t offset, length, payload
+    cdef uint8_t[64] filter_bytes
+    while at + RECORD_BYTES <= size and used + head <= STREAM_BYTES_MAX:
         shape = data[at + 2]
         command = data[at] & 31
         offset = (data[at + 3] << 8 | data[at + 4]) * UNITS[shape & 3]
@@ -240,55 +280,95 @@ cdef void write_records(const uint8_t *data, size_t size) except *:
             offset = VOLUME_BYTES - offset
         if shape & IS_FAR:
             offset ^= FAR
-        put_header(arena.stream + used, data[at + 1], command, cookie, offset, <uint32_t> length,
-                   shape & IS_BROKEN != 0)
+        flags = data[at + 1]
+        payload = 0
+        if is_extended:
+            if shape & IS_FAR and data[at + 6] & 1:
+                length ^= FAR
+            if command == WRITE:
+                flags ^= PAYLOAD_LEN
+            if command == STATUS and flags & PAYLOAD_LEN:
+                length = put_filter(filter_bytes, length, data[at] >> 5, data[at + 5] & 3)
+            if flags & PAYLOAD_LEN:
+                payload = length
+        elif command == WRITE:
+            payload = length
+        put_header(arena.stream + used, flags, command, cookie, offset, length,
+                   shape & IS_BROKEN != 0, options)
         cookie += COOKIE_STEP
-        used += 28
-        if command == WRITE:
-            # What does not fit is cut: the client vanishes within its payload.
-            length = min(length, <uint64_t> STREAM_BYTES_MAX - used)
-            memcpy(arena.stream + used, arena.pattern + (number * 13 & 255), length)
-            used += length
+        used += head
+        # What does not fit is cut: the client vanishes within its payload.
+        payload = min(payload, <uint64_t> STREAM_BYTES_MAX - used)
+        if command == STATUS:
+            memcpy(arena.stream + used, filter_bytes, payload)
+        else:
+            memcpy(arena.stream + used, arena.pattern + (number * 13 & 255), payload)
+        used += payload
         number += 1
         at += RECORD_BYTES
     arena.stream_bytes = used
 
 
+# One header, as it stands.
+cdef void read_header(const uint8_t *at, Sent *one, int options) except *:
+    memset(one, 0, sizeof(Sent))
+    memcpy(&one.flags, at + 4, 2)
+    memcpy(&one.command, at + 6, 2)
+    memcpy(&one.cookie, at + 8, 8)
+    one.flags = be16toh(one.flags)
+    one.command = be16toh(one.command)
+    one.offset = get64(at + 16)
+    one.told_to = one.offset
+    one.contexts = EVERY_CONTEXT
+    if options & IS_EXTENDED:
+        one.length = get64(at + 24)
+        one.payload_bytes = one.length if one.flags & PAYLOAD_LEN else 0
+        one.payload = at + 32
+    else:
+        one.length = get32(at + 24)
+        one.payload_bytes = one.length if one.command == WRITE else 0
+        one.payload = at + 28
+
+
+cdef void read_filter(Sent *one, int options) except *:
+    cdef uint64_t at = 8
+    cdef uint32_t number
+    one.is_filter_wrong = (one.payload_bytes < 12 or one.payload_bytes % 4 != 0
+                           or not options & HAS_CONTEXT)
+    if one.is_filter_wrong:
+        return
+    one.length = get64(one.payload)
+    one.contexts = 0
+    while at < one.payload_bytes:
+        number = get32(one.payload + at)
+        if not 1 <= number <= CONTEXTS or one.contexts & 1 << (number - 1):
+            one.is_filter_wrong = True
+            return
+        one.contexts |= 1 << (number - 1)
+        at += 4
+
+
 # Find the requests that the server has to answer; the stream ends where they would be too many.
-cdef void read_stream() except *:
+cdef void read_stream(int options) except *:
     cdef size_t at = 0
     cdef uint64_t replies = 0
     cdef uint64_t found = 0
-    cdef uint32_t magic = 0
+    cdef int head = header_bytes(options)
     cdef size_t end
     cdef Sent *one
     arena.count = 0
-    while at + 28 <= arena.stream_bytes:
-        memcpy(&magic, arena.stream + at, 4)
-        if be32toh(magic) != <uint32_t> 0x25609513:
+    while at + head <= arena.stream_bytes:
+        if get32(arena.stream + at) != request_magic(options):
             return
         one = &arena.sent[arena.count]
-        memset(one, 0, sizeof(Sent))
-        memcpy(&one.flags, arena.stream + at + 4, 2)
-        memcpy(&one.command, arena.stream + at + 6, 2)
-        memcpy(&one.cookie, arena.stream + at + 8, 8)
-        memcpy(&one.offset, arena.stream + at + 16, 8)
-        memcpy(&one.length, arena.stream + at + 24, 4)
-        one.flags = be16toh(one.flags)
-        one.command = be16toh(one.command)
-        one.offset = be64toh(one.offset)
-        one.length = be32toh(one.length)
-        one.told_to = one.offset
-        one.payload = arena.stream + at + 28
-        if one.command == DISC:
+        read_header(arena.stream + at, one, options)
+        if one.command == DISC or one.payload_bytes > PAYLOAD_MAX:
             return
-        end = at + 28
-        if one.command == WRITE:
-            if one.length > 33554432:
-                return
-            end += one.length
-            if end > arena.stream_bytes:
-                return
+        end = at + head + one.payload_bytes
+        if end > arena.stream_bytes:
+            return
+        if one.command == STATUS and one.payload_bytes:
+            read_filter(one, options)
         replies += 4096
         if one.command == READ and one.length <= VOLUME_BYTES:
             replies += one.length
@@ -341,54 +421,86 @@ cdef void take_run(Sent *one, uint64_t offset, uint64_t length, const uint8_t *d
         one.told_to += length
 
 
-cdef void take_extents(Sent *one, const uint8_t *payload, size_t length) except *:
+# Extents of one context: how they are laid out depends on the headers.
+cdef void take_extents(Sent *one, const uint8_t *payload, uint64_t length, int options) except *:
+    cdef bint is_extended = options & IS_EXTENDED != 0
+    cdef size_t prefix = 8 if is_extended else 4
+    cdef size_t extent = 16 if is_extended else 8
+    cdef size_t at = prefix
     cdef uint64_t covered = 0
-    cdef size_t at = 4
-    one.statuses += 1
-    if one.command != STATUS or length < 12 or (length - 4) % 8 or get32(payload) != 1:
+    cdef uint64_t run, kind
+    cdef uint32_t number
+    if one.command != STATUS or length < prefix + extent or (length - prefix) % extent:
         complain(b"a malformed block status")
         return
-    if one.flags & 8 and length != 12:
+    if is_extended and get32(payload + 4) != (length - prefix) // extent:
+        complain(b"a block status that counts its extents wrongly")
+    number = get32(payload)
+    if not 1 <= number <= CONTEXTS or not one.contexts & 1 << (number - 1):
+        complain(b"block status of a context that was not asked for")
+        return
+    if one.told_contexts & 1 << (number - 1):
+        complain(b"block status of one context twice")
+    one.told_contexts |= 1 << (number - 1)
+    if one.flags & 8 and length != prefix + extent:
         complain(b"more than the one extent asked for")
     while at < length:
-        if get32(payload + at) == 0 or get32(payload + at + 4) & ~3:
+        run = get64(payload + at) if is_extended else get32(payload + at)
+        kind = get64(payload + at + 8) if is_extended else get32(payload + at + 4)
+        if run == 0 or kind & ~<uint64_t> 3:
             complain(b"an extent of nothing, or of an unknown kind")
-        covered += get32(payload + at)
-        at += 8
-    if covered > one.length:
-        complain(b"extents past the end of what was asked for")
+        if run > one.length - covered:
+            complain(b"extents past the end of what was asked for")
+            return
+        covered += run
+        at += extent
 
 
 # One chunk or simple reply at `at`; its length, or 0 when it is none.
 cdef size_t take_reply(const uint8_t *at, size_t left, int options) except *:
     cdef Sent *one
-    cdef uint32_t length
-    cdef uint16_t kind
     if left < 16:
         return 0
     one = find_sent(at + 8)
     if one == NULL:
         return 0
-    if get32(at) == <uint32_t> 0x67446698:
-        one.error = get32(at + 4)
-        one.is_answered = True
-        if one.command != READ or one.error:
-            if options & IS_STRUCTURED and (one.error or one.command == STATUS):
-                complain(b"a simple reply where chunks were agreed on")
-            return 16
-        if options & IS_STRUCTURED:
-            complain(b"a simple reply to a read where chunks were agreed on")
-        if one.length == 0:
-            return 16
-        if left < 16 + <size_t> one.length:
-            return 0
-        take_run(one, one.offset, one.length, at + 16)
-        return 16 + one.length
-    if get32(at) != <uint32_t> 0x668e33ef or left < 20 or not options & IS_STRUCTURED:
+    if get32(at) == <uint32_t> 0x67446698 and not options & IS_EXTENDED:
+        return take_simple(one, at, left, options)
+    return take_chunk(one, at, left, options)
+
+
+cdef size_t take_simple(Sent *one, const uint8_t *at, size_t left, int options) except *:
+    one.error = get32(at + 4)
+    one.is_answered = True
+    if one.command != READ or one.error:
+        if options & IS_STRUCTURED and (one.error or one.command == STATUS):
+            complain(b"a simple reply where chunks were agreed on")
+        return 16
+    if options & IS_STRUCTURED:
+        complain(b"a simple reply to a read where chunks were agreed on")
+    if one.length == 0:
+        return 16
+    if left < 16 + one.length:
         return 0
-    length = get32(at + 16)
-    if length > left - 20 or at[4] or at[5] > 1:
+    take_run(one, one.offset, one.length, at + 16)
+    return 16 + one.length
+
+
+cdef size_t take_chunk(Sent *one, const uint8_t *at, size_t left, int options) except *:
+    cdef bint is_extended = options & IS_EXTENDED != 0
+    cdef size_t head = 32 if is_extended else 20
+    cdef uint64_t length
+    cdef uint16_t kind
+    cdef const uint8_t *payload = at + head
+    if left < head or not options & IS_STRUCTURED:
         return 0
+    if get32(at) != <uint32_t> (0x6e8a278c if is_extended else 0x668e33ef):
+        return 0
+    length = get64(at + 24) if is_extended else get32(at + 16)
+    if length > left - head or at[4] or at[5] > 1:
+        return 0
+    if is_extended and get64(at + 16) != one.offset:
+        complain(b"a chunk with another offset than its request")
     kind = at[6] << 8 | at[7]
     if at[5]:
         one.is_answered = True
@@ -396,18 +508,19 @@ cdef size_t take_reply(const uint8_t *at, size_t left, int options) except *:
         if length or not at[5]:
             complain(b"a chunk of nothing that carries something, or is not the last")
     elif kind == 1 and length > 8:
-        take_run(one, get64(at + 20), length - 8, at + 28)
+        take_run(one, get64(payload), length - 8, payload + 8)
     elif kind == 2 and length == 12:
-        take_run(one, get64(at + 20), get32(at + 28), NULL)
-    elif kind == 5:
-        take_extents(one, at + 20, length)
-    elif kind == 32769 and length >= 6 and length - 6 == <uint32_t> (at[24] << 8 | at[25]):
-        one.error = get32(at + 20)
+        take_run(one, get64(payload), get32(payload + 8), NULL)
+    elif kind == (6 if is_extended else 5):
+        take_extents(one, payload, length, options)
+    elif (kind == 32769 and length >= 6
+          and length - 6 == <uint64_t> (payload[4] << 8 | payload[5])):
+        one.error = get32(payload)
         if one.error == 0:
             complain(b"an error chunk without an error")
     else:
         complain(b"a malformed chunk")
-    return 20 + length
+    return head + length
 
 
 cdef bint is_outside(const Sent *one) except *:
@@ -430,19 +543,25 @@ cdef void apply(Sent *one, int options) except *:
             complain(b"a flush of a range succeeded")
     elif is_outside(one):
         complain(b"success outside the volume")
+    elif one.payload_bytes and one.command not in (WRITE, STATUS):
+        complain(b"success of what cannot have a payload")
     elif one.command == READ:
         if one.told_to != one.offset + one.length:
             complain(b"a read whose reply is not whole")
         elif one.length and memcmp(one.found, arena.model + one.offset, one.length):
             complain(b"a read of something else than was written")
     elif one.command == STATUS:
-        if one.statuses != 1 or not options & HAS_CONTEXT:
-            complain(b"block status without its context, or twice")
+        if one.is_filter_wrong:
+            complain(b"block status of a payload that cannot be")
+        if one.told_contexts != one.contexts or not options & HAS_CONTEXT:
+            complain(b"block status without a context that was asked for")
     elif one.command in (WRITE, TRIM, ZERO):
         if options & IS_READ_ONLY:
             complain(b"a change of a read-only export")
         arena.is_changed = True
-        if one.command == WRITE:
+        if one.command == WRITE and one.payload_bytes != one.length:
+            complain(b"a write without its data succeeded")
+        elif one.command == WRITE:
             memcpy(arena.model + one.offset, one.payload, one.length)
         else:
             memset(arena.model + one.offset, 0, one.length)
@@ -489,6 +608,8 @@ def fuzz_one(data: bytes) -> None:
     if size < 2:
         return
     options = at[0]
+    if options & IS_EXTENDED:
+        options |= IS_STRUCTURED      # they come along
     if not options & IS_STRUCTURED:
         options &= ~HAS_CONTEXT       # the handshake does not let it come to that
     if arena.is_changed:
@@ -498,8 +619,8 @@ def fuzz_one(data: bytes) -> None:
         arena.stream_bytes = min(size - 2, <size_t> STREAM_BYTES_MAX)
         memcpy(arena.stream, at + 2, arena.stream_bytes)
     else:
-        write_records(at + 2, size - 2)
-    read_stream()
+        write_records(at + 2, size - 2, options)
+    read_stream(options)
     volume = CheckedVolume()
     volume.is_async = options & IS_ASYNC != 0
     volume.fail_every = at[1] & 15
@@ -514,8 +635,9 @@ def fuzz_one(data: bytes) -> None:
         transmission = Transmission(
             server.fileno(), volume, bool(options & IS_READ_ONLY), leftover,
             structured=bool(options & IS_STRUCTURED),
+            extended=bool(options & IS_EXTENDED),
             can_zero_fast=bool(options & CAN_ZERO_FAST),
-            contexts=(AllocationContext(volume),) if options & HAS_CONTEXT else (),
+            contexts=(AllocationContext(volume),) * CONTEXTS if options & HAS_CONTEXT else (),
         )
         transmission.run()
         while reply_bytes < REPLY_BYTES_MAX:

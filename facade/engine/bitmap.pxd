@@ -37,7 +37,7 @@ cdef class Bitmap(BlockMap):
     cdef bint committing                  # by one thread at a time, which gives up the lock
     cdef UnstableRange[UNSTABLE_LIMIT] unstable
     cdef int unstable_count
-    cdef readonly uint64_t commits        # durable commits so far
+    cdef uint64_t commit_count            # durable commits so far
     cdef public object header             # BitmapHeader last written or read, None before
 
     # Under lock. Sets the bits; 0 when all were stable already, else the ticket to wait for.

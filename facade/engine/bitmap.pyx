@@ -210,12 +210,32 @@ cdef class Bitmap(BlockMap):
     @property
     def failed_errno(self) -> int:
         """The error number of the first failed bitmap write, 0 when there was none."""
-        return self.failed
+        cdef int error
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            error = self.failed
+            pthread_mutex_unlock(&self.lock)
+        return error
+
+    @property
+    def commits(self) -> int:
+        """Durable commits so far."""
+        cdef uint64_t count
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            count = self.commit_count
+            pthread_mutex_unlock(&self.lock)
+        return count
 
     @property
     def hot_extents(self) -> int:
         """How many extents are hot now."""
-        return self.hot.count
+        cdef uint64_t count
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            count = self.hot.count
+            pthread_mutex_unlock(&self.lock)
+        return count
 
     @property
     def hot_extents_max(self) -> int:
@@ -407,7 +427,7 @@ cdef class Bitmap(BlockMap):
             self.want += 1
             self.bulk_ticket = self.want
         else:
-            self.commits += 1
+            self.commit_count += 1
             self.done = target
             self.forget_stable()
         self.committing = False

@@ -42,12 +42,22 @@ cdef class ChangeMap(Bitmap):
     @property
     def todo_blocks(self) -> int:
         """Blocks the copier has not taken yet."""
-        return self.todo_count
+        cdef uint64_t count
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            count = self.todo_count
+            pthread_mutex_unlock(&self.lock)
+        return count
 
     @property
     def active_writes(self) -> int:
         """Writes and copies begun and not yet ended on both sides."""
-        return self.active[0] + self.active[1]
+        cdef uint64_t count
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            count = self.active[0] + self.active[1]
+            pthread_mutex_unlock(&self.lock)
+        return count
 
     @property
     def writes_begun(self) -> int:

@@ -46,7 +46,7 @@ cdef class Copier:
         if self.scratch == NULL or open_digester(&self.digester, &seed[0]):
             raise MemoryError
         self.pieces = PieceMap(layer.changes.size_bytes)
-        layer.sender.pieces = self.pieces
+        layer.sender.expect_answers(self.pieces)
         self.compares = True
 
     def __dealloc__(self):

@@ -83,7 +83,12 @@ cdef class FaultVolume(Volume):
     @property
     def hits(self) -> int:
         """Number of requests that failed, were cut short or were delayed by order."""
-        return self.hit_count
+        cdef uint64_t count
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+            count = self.hit_count
+            pthread_mutex_unlock(&self.mutex)
+        return count
 
     def fail(self, operation: str, error: int, skip: int = 0, times: int = 1) -> None:
         """Answer requests with `error` instead of running them.

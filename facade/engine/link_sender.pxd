@@ -35,6 +35,7 @@ cdef class LinkSender:
     cdef int fd
     cdef ChangeMap changes       # whose epochs frames leave
     cdef PieceMap pieces         # where answers to digests go; None: none were asked for
+    cdef int64_t pieces_at       # atomic: the same, for the receiver; 0: none
     cdef uint8_t *ring
     cdef SentFrame *frames
     cdef pthread_mutex_t lock
@@ -58,6 +59,9 @@ cdef class LinkSender:
     cdef long keepalive_ms
     cdef long stuck_limit_ms
 
+    # Before digests are sent, once: where their answers go.
+    cdef object expect_answers(self, PieceMap pieces)
+    cdef int end_errno(self) noexcept nogil        # without lock: `dead`
     # Without lock; may wait for space. Returns seq > 0 and the place of the payload, or 0: dead.
     cdef uint64_t reserve(self, uint32_t payload_bytes, uint8_t waiting, int parity, Io *io,
                           uint8_t **payload) noexcept nogil

@@ -18,6 +18,7 @@ from facade.engine.syscalls cimport (
     SHUT_RDWR,
     atomic_add,
     atomic_load,
+    atomic_store,
     cond_init,
     cond_wait_ms,
     mmap,
@@ -106,7 +107,7 @@ cdef class LinkSender:
         with nogil:
             error = self.send_loop()
             self.kill(error)
-        return self.dead
+        return self.dead_errno
 
     def run_receiver(self, on_control) -> int:
         """Body of the receiver thread: acknowledgements, and on_control(payload) for the rest.
@@ -134,7 +135,7 @@ cdef class LinkSender:
             free(buffer)
             with nogil:
                 self.kill(result if result > 0 else ECONNRESET)
-        return self.dead
+        return self.dead_errno
 
     def send_control(self, const uint8_t[::1] payload not None) -> int:
         """Put a control frame in its place in the order; returns its seq. Raises OSError."""
@@ -150,7 +151,7 @@ cdef class LinkSender:
                     place[i] = payload[i]
                 self.fill(seq, FRAME_CONTROL, 0, 0, 0, size)
         if not seq:
-            raise OSError(self.dead, os.strerror(self.dead))
+            raise OSError(self.dead_errno, os.strerror(self.dead_errno))
         return seq
 
     def wait(self, uint64_t seq) -> None:
@@ -160,6 +161,17 @@ cdef class LinkSender:
             error = self.wait_acked(seq)
         if error:
             raise OSError(error, os.strerror(error))
+
+    cdef object expect_answers(self, PieceMap pieces):
+        self.pieces = pieces
+        atomic_store(&self.pieces_at, <int64_t> <void *> pieces)
+
+    cdef int end_errno(self) noexcept nogil:
+        cdef int error
+        pthread_mutex_lock(&self.lock)
+        error = self.dead
+        pthread_mutex_unlock(&self.lock)
+        return error
 
     def stop(self, int error=ESHUTDOWN) -> None:
         """End the link; both threads return, frames in flight count as lost on the other side."""
@@ -179,7 +191,10 @@ cdef class LinkSender:
     @property
     def dead_errno(self) -> int:
         """The errno that ended the link, 0 while it lives."""
-        return self.dead
+        cdef int error
+        with nogil:
+            error = self.end_errno()
+        return error
 
     @property
     def in_flight(self) -> int:
@@ -436,6 +451,8 @@ cdef class LinkSender:
         cdef ssize_t n
         cdef FrameHeader header
         cdef uint8_t *payload
+        cdef void *asked
+        cdef int error
         while True:
             while end[0] - start[0] >= HEADER_BYTES:
                 if unpack_header(buffer + start[0], &header):
@@ -451,8 +468,9 @@ cdef class LinkSender:
                 payload = buffer + start[0] + HEADER_BYTES
                 start[0] += HEADER_BYTES + header.payload_bytes
                 if header.type == FRAME_DIFFER:
-                    if self.pieces is None or self.pieces.want(header.offset, header.length,
-                                                               payload, header.payload_bytes):
+                    asked = <void *> atomic_load(&self.pieces_at)
+                    if asked == NULL or (<PieceMap> asked).want(header.offset, header.length,
+                                                                payload, header.payload_bytes):
                         return EPROTO
                 elif header.type == FRAME_ACK:
                     pthread_mutex_lock(&self.lock)
@@ -479,8 +497,9 @@ cdef class LinkSender:
                 if errno == EINTR:
                     continue
                 if errno == EAGAIN:
-                    if self.dead:
-                        return self.dead
+                    error = self.end_errno()
+                    if error:
+                        return error
                     continue
                 return errno
             atomic_add(&self.received_count, n)

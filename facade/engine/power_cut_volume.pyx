@@ -135,12 +135,22 @@ cdef class PowerCutVolume(Volume):
     @property
     def held_changes(self) -> int:
         """Writes and zeroes that are not below, or that went there ahead of others by FUA."""
-        return self.held_count
+        cdef uint64_t count
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+            count = self.held_count
+            pthread_mutex_unlock(&self.mutex)
+        return count
 
     @property
     def held_bytes(self) -> int:
         """Bytes of data in them."""
-        return self.held_size_bytes
+        cdef uint64_t size_bytes
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+            size_bytes = self.held_size_bytes
+            pthread_mutex_unlock(&self.mutex)
+        return size_bytes
 
     cdef int submit(self, Io *io) noexcept nogil:
         cdef int error

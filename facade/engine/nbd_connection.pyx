@@ -25,7 +25,7 @@ from facade.engine.nbd_outbox cimport (
     pace_kept,
     request_completed,
 )
-from facade.engine.nbd_transport cimport transport_release, wire_receive
+from facade.engine.nbd_transport cimport transport_has_part, transport_release, wire_receive
 from facade.engine.nbd_wire cimport (
     NBD_CHUNK_BYTES,
     NBD_DATA_PREFIX_BYTES,
@@ -310,10 +310,13 @@ cdef class Connection:
                     continue
                 if count < 0:
                     return -1
-            if is_within:
+            if is_within or (self.transport != NULL and transport_has_part(self.transport)):
                 if not pace_kept(&self.pace, 0):
                     return -1
-            elif not is_busy:
+                continue
+            self.pace.since_ms = 0
+            self.pace.bytes = 0
+            if not is_busy:
                 self.release_idle()
                 self.set_timed(False)
 

@@ -19,6 +19,7 @@ cdef enum:
     TLS_INCOMING_BYTES = 262144   # ciphertext that one recv() takes
     TLS_OUTGOING_BYTES = 262144   # ciphertext that waits for the socket
     TLS_OUTGOING_KEPT_BYTES = 8192     # left free for what OpenSSL says by itself
+    TLS_RECEIVE_TICK_MS = 2000    # how long a call may wait while what comes is no whole record
     TLS_RECORDS_PER_KEY = 8388608      # AES-GCM wants a new key well before 2**24.5 records
 
 cdef struct Transport:
@@ -42,6 +43,9 @@ cdef struct Transport:
 # As recv() on the socket, but plaintext. For the connection's own thread.
 cdef ssize_t transport_receive(Transport *transport, uint8_t *data, size_t room,
                                int flags) noexcept nogil
+
+# Whether a record, or plaintext, is here in part: the client is in the middle of something.
+cdef bint transport_has_part(Transport *transport) noexcept nogil
 
 # As sendmsg() on the socket, of plaintext. What is taken may wait in `outgoing`: transport_flush.
 # For one thread at a time.

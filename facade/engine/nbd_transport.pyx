@@ -73,6 +73,7 @@ from facade.engine.openssl cimport (
     SSL_get_error,
     SSL_get_verify_result,
     SSL_get_version,
+    SSL_has_pending,
     SSL_is_init_finished,
     SSL_key_update,
     SSL_new,
@@ -194,6 +195,7 @@ cdef ssize_t transport_receive(Transport *transport, uint8_t *data, size_t room,
                                int flags) noexcept nogil:
     cdef size_t got = 0
     cdef ssize_t count
+    cdef int64_t since_ms = 0
     cdef int error
     while got < room:
         if not transport.is_drained:
@@ -213,6 +215,14 @@ cdef ssize_t transport_receive(Transport *transport, uint8_t *data, size_t room,
         if not has_buffer(&transport.incoming, TLS_INCOMING_BYTES):
             set_errno(ENOMEM)
             return -1
+        # The socket's time-out is one wait's, and a client that trickles never lets it pass.
+        if since_ms == 0:
+            since_ms = now_ms()
+        elif now_ms() - since_ms >= TLS_RECEIVE_TICK_MS:
+            if got:
+                return got
+            set_errno(EAGAIN)
+            return -1
         # What OpenSSL left is the beginning of nothing: it takes whatever is there.
         transport.incoming_start = transport.incoming_end = 0
         count = recv(transport.fd, transport.incoming, TLS_INCOMING_BYTES, flags & ~MSG_WAITALL)
@@ -221,6 +231,14 @@ cdef ssize_t transport_receive(Transport *transport, uint8_t *data, size_t room,
         transport.incoming_end = count
         transport.is_drained = False
     return got
+
+
+cdef bint transport_has_part(Transport *transport) noexcept nogil:
+    cdef bint has_part
+    pthread_mutex_lock(&transport.mutex)
+    has_part = SSL_has_pending(transport.ssl)
+    pthread_mutex_unlock(&transport.mutex)
+    return has_part
 
 
 # Decrypt into `data` from `got` on. 0: some; EAGAIN: nothing more without receiving.

@@ -54,6 +54,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_free_buffers(SSL *ssl)
     int SSL_key_update(SSL *ssl, int kind)
     int SSL_version(const SSL *ssl)
+    int SSL_has_pending(const SSL *ssl)
     int SSL_is_init_finished(const SSL *ssl)
     int SSL_get_shutdown(const SSL *ssl)
     const char *SSL_get_version(const SSL *ssl)

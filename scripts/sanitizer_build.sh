@@ -1,7 +1,15 @@
 # Sourced by asan.sh and tsan.sh: the engine built with sanitizers, in a copy of the sources.
 #
 # build_copy FOLDER SANITIZERS leaves the caller in FOLDER, with $python set and a folder of tools
-# in front of PATH.
+# in front of PATH. names_tests WORD... tells whether pytest's arguments name files or folders.
+
+names_tests() {
+    local word
+    for word; do
+        [ ! -e "${word%%::*}" ] || return 0
+    done
+    return 1
+}
 
 build_copy() {
     local copy=$1 sanitizers=$2 tool real

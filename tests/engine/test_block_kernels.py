@@ -343,6 +343,28 @@ def test_cancelled_in_the_middle(tmp_path: Path, kind: str) -> None:
         assert bottom.pread(0, 10) == data[:10]
 
 
+def test_the_map_of_a_comparison_is_read_while_it_grows(tmp_path: Path) -> None:
+    data = b"\x01" * (16 * MIB)
+    with image(tmp_path, "a", data) as bottom, image(tmp_path, "b", bytes(16 * MIB)) as other:
+        slow = FaultVolume(bottom, is_async=True, delay_us=500)
+        job = CompareJob(slow, other, block_bytes=4096, threads=3)
+        thread = threading.Thread(target=job.run)
+        counts, before = [job.differing_blocks], 0
+        thread.start()
+        while thread.is_alive():
+            found = sum(length for _, length in job.runs())
+            bits = int.from_bytes(job.export(), "little")
+            counts += [found, bits.bit_count(), job.differing_blocks]
+            assert bits & before == before
+            before = bits
+        thread.join()
+        slow.close()
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 3
+    assert job.runs() == [(0, 4096)]
+    assert job.differing_blocks == 4096
+
+
 def test_cancelled_before_it_runs_does_nothing(tmp_path: Path) -> None:
     with (
         image(tmp_path, "a", b"\x01" * MIB) as source,

@@ -240,15 +240,15 @@ cdef void put_header(uint8_t *at, uint16_t flags, uint16_t command, uint64_t coo
         memcpy(at + 24, &v32, 4)
 
 
-# What block status may have behind it: the length of its effect, and numbers of contexts. One of
-# three numbers is no context, and more than three have one twice.
-cdef uint64_t put_filter(uint8_t *at, uint64_t length, int count, int first) except *:
+# What block status may have behind it: the length of its effect, and numbers of contexts, which
+# may be one twice. One of three numbers is no context.
+cdef uint64_t put_filter(uint8_t *at, uint64_t length, int count, int first, int step) except *:
     cdef uint64_t v64 = htobe64(length)
     cdef uint32_t v32
     cdef int number
     memcpy(at, &v64, 8)
     for number in range(count):
-        v32 = htobe32(1 + (number + first) % (CONTEXTS + 1))
+        v32 = htobe32(1 + (number * step + first) % (CONTEXTS + 1))
         memcpy(at + 8 + 4 * number, &v32, 4)
     return 8 + 4 * count
 
@@ -288,7 +288,8 @@ cdef void write_records(const uint8_t *data, size_t size, int options) except *:
             if command == WRITE:
                 flags ^= PAYLOAD_LEN
             if command == STATUS and flags & PAYLOAD_LEN:
-                length = put_filter(filter_bytes, length, data[at] >> 5, data[at + 5] & 3)
+                length = put_filter(filter_bytes, length, data[at] >> 5, data[at + 5] & 3,
+                                    data[at + 5] >> 2 & 1)
             if flags & PAYLOAD_LEN:
                 payload = length
         elif command == WRITE:

@@ -4,7 +4,7 @@ import os
 import threading
 
 from libc.errno cimport EAGAIN, EIO, EPERM
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from facade.engine.change_map cimport ChangeMap

@@ -110,6 +110,7 @@ def exported(tmp_path: Path, authority: Authority, quick: None) -> Iterator[Expo
 def other(exported: Exported, authority: Authority) -> Iterator[raw.RawClient]:
     """A client that is to be served all the while."""
     with raw.RawClient(exported.server.socket_path) as client:
+        assert client.ask(raw.request(raw.FLUSH)) == 0
         yield client
 
 
@@ -125,6 +126,9 @@ def connected(plain: socket.socket, exported: Exported, authority: Authority) ->
     while kind != ACK:
         _, _, kind, length = struct.unpack(">QIII", tls.take(20))
         tls.take(length)
+    # Who is answered is counted.
+    tls.plain.sendall(tls.seal(raw.request(raw.FLUSH)))
+    tls.take(16)
     return tls
 
 

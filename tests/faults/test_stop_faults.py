@@ -18,8 +18,8 @@ from facade.contract.fault_script import FaultOrder
 from facade.engine import replica_source
 from facade.engine.fault_volume import FaultVolume
 from facade.engine.replica_source import SyncRequest
-from tests.engine.harness import MIB, wait_for
-from tests.engine.hosts_inside import ends, full_journal, in_thread
+from tests.engine.harness import MIB
+from tests.engine.hosts_inside import ends, in_thread
 from tests.faults.faulty_hosts import FaultyHost, Life
 
 STOP_LIMIT_S = 20.0
@@ -66,11 +66,13 @@ class EndingLife(Life):
 
 
 def loop(
-    folder: Path, where: tuple[str, str, str, str], body: Callable[[EndingLife, FaultVolume, int], None]
+    folder: Path,
+    where: tuple[str, str, str, str],
+    body: Callable[[EndingLife, FaultVolume, int], None],
 ) -> None:
     """Until the n-th operation of the end is not reached in either order of the hosts."""
     state, host, backing, operation = where
-    missed = 0
+    hits = missed = 0
     for n in count():
         assert n < OPERATIONS_MAX
         home = folder / str(n)
@@ -81,8 +83,10 @@ def loop(
             layer.fail(operation, errno.EIO, skip=n // 2)
             body(life, layer, n)
             print(f"{where} {n}: {life.told}")
+            hits += layer.hits
             missed = 0 if layer.hits else missed + 1
         if missed == 2:
+            print(f"{hits} faults")
             return
 
 
@@ -92,7 +96,7 @@ def stop(life: EndingLife, _: FaultVolume, n: int) -> None:
         assert other.hits == 1, "another volume is not flushed"
     for host in (life.a, life.b):
         for file in host.files:
-            with pytest.raises(OSError, match="shut down|endpoint|closed"):
+            with pytest.raises(OSError, match=r"shut"):
                 file.pread(0, 1)
     life.restart()
     life.check()
@@ -136,19 +140,3 @@ def test_stop(tmp_path: Path, where: tuple[str, str, str, str]) -> None:
 @pytest.mark.parametrize("where", WHERE, ids="-".join)
 def test_disable(tmp_path: Path, where: tuple[str, str, str, str]) -> None:
     loop(tmp_path, where, disable)
-
-
-# ---- the journal's disk is full at the end --------------------------------------------------------
-
-
-def test_stop_with_a_full_journal_lets_go_of_everything(tmp_path: Path) -> None:
-    with ExitStack() as stack:
-        life = EndingLife(tmp_path, stack, "replicating")
-        with full_journal(life.a, "meta"), full_journal(life.a, "sides"):
-            replica = life.a.replica
-            life.a.replicas.close()
-            assert life.a.volume.stack.top is life.a.volume.file
-            with pytest.raises(OSError, match="."):
-                replica.changes.sync_exact()
-                replica.changes.mark(0, 0)
-        wait_for(life.b.is_off, what="b without a link")

@@ -14,7 +14,7 @@ from facade.engine.volume cimport Io
 
 cdef enum:
     COPY_CHUNK_BYTES = 512 << 10       # one frame: of data, or of digests of so much
-    SAMPLE_BYTES = 32 << 20            # compared before it is judged whether digests pay
+    SAMPLE_BYTES = 32 << 20            # after each so much it is judged whether digests pay
     # Digests pay while at most so many of a hundred pieces differ; beyond, reading twice does not.
     PAYS_PERCENT = 60
 
@@ -34,6 +34,7 @@ cdef class Copier:
     cdef uint64_t data_until           # data, not hole, up to this offset
     cdef uint64_t last_seq             # of the last frame of digests
     cdef readonly uint64_t compared_bytes
+    cdef uint64_t judged_bytes         # of these, when it was judged last
 
     # Bytes covered, 0 when the phase has no more; `error` is set when it failed.
     cdef uint64_t copy_blocks(self, int *error) noexcept nogil
@@ -47,4 +48,5 @@ cdef class Copier:
     cdef bint is_hole(self, uint64_t offset, uint64_t length) noexcept nogil
     # Wait until every digest sent is answered. 0 or errno.
     cdef int end_phase(self) noexcept nogil
-    cdef void judge(self) noexcept nogil
+    # Whether digests pay. 0 or errno.
+    cdef int judge(self) noexcept nogil

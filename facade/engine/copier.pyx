@@ -74,19 +74,24 @@ cdef class Copier:
                     if one == 0:
                         break
                 done += one
-            self.judge()
+                if not error:
+                    error = self.judge()
         if error:
             raise OSError(error, os.strerror(error), self.layer.name)
         return done
 
-    # Digests that find most pieces different cost more than they save.
-    cdef void judge(self) noexcept nogil:
-        cdef uint64_t wanted
-        if not self.compares or self.compared_bytes < SAMPLE_BYTES:
-            return
-        wanted = self.pieces.count_wanted() * DIGEST_PIECE_BYTES
-        if wanted > self.compared_bytes // 100 * PAYS_PERCENT:
+    # Digests that find most pieces different cost more than they save. Each sample's answers are
+    # waited for: a source that is faster than its target would have digested all before the first.
+    cdef int judge(self) noexcept nogil:
+        cdef int error
+        if not self.compares or self.compared_bytes < self.judged_bytes + SAMPLE_BYTES:
+            return 0
+        error = self.end_phase()
+        self.judged_bytes = self.compared_bytes
+        if not error and (self.pieces.count_wanted() * DIGEST_PIECE_BYTES
+                          > self.compared_bytes // 100 * PAYS_PERCENT):
             self.compares = False
+        return error
 
     # Every answer to the digests is here when the last of them is acknowledged.
     cdef int end_phase(self) noexcept nogil:

@@ -19,6 +19,7 @@ SHARED_UTILITY = "facade.engine._cyutility"
 # Libraries that a module links against, by module name.
 LIBRARIES: dict[str, list[str]] = {
     "keyed_digest": ["crypto"],
+    "nbd_tls": ["ssl", "crypto"],
     "nbd_transport": ["ssl", "crypto"],
 }
 

@@ -6,7 +6,7 @@ import logging
 import threading
 from pathlib import Path
 
-from facade.engine.nbd_transport import TlsContext
+from facade.engine.nbd_tls import TlsContext
 
 _log = logging.getLogger(__name__)
 

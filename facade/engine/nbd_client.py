@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from facade.engine.nbd_export import NbdExport, Offer
+from facade.engine.nbd_tls import TlsContext, TlsRefused, TlsSession
 from facade.engine.nbd_transmission import Transmission
-from facade.engine.nbd_transport import TlsContext, TlsRefused, TlsSession
 from facade.engine.nbd_wire import Handshake, Outcome
 
 # A client that has not come to transmission in this time is closed, TLS included.

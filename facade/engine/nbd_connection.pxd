@@ -4,7 +4,8 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from facade.engine.nbd_buffers cimport BufferPool, Chunk
 from facade.engine.nbd_outbox cimport Outbox, Pace, Queue, Request
-from facade.engine.nbd_transport cimport TlsSession, Transport
+from facade.engine.nbd_tls cimport TlsSession
+from facade.engine.nbd_transport cimport Transport
 
 cdef enum:
     INLINE_BYTES_MAX = 65536      # a larger write is received straight into a chunk of its own

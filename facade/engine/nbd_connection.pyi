@@ -1,4 +1,4 @@
-from facade.engine.nbd_transport import TlsSession
+from facade.engine.nbd_tls import TlsSession
 
 class Connection:
     def __init__(

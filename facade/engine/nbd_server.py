@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from facade.engine.nbd_export import CONNECTIONS_MAX, NbdExport, Offer
 from facade.engine.nbd_listener import ABORT_TIMEOUT_S, BACKLOG, Listener, end_clients
-from facade.engine.nbd_transport import TlsContext
+from facade.engine.nbd_tls import TlsContext
 from facade.engine.volume_stack import VolumeStack
 
 # What stop() grants requests in flight unless told otherwise.

@@ -1,6 +1,6 @@
 from facade.engine.nbd_connection import Connection
 from facade.engine.nbd_context import MetaContext
-from facade.engine.nbd_transport import TlsSession
+from facade.engine.nbd_tls import TlsSession
 from facade.engine.volume import Volume
 
 ENDINGS: tuple[str, ...]

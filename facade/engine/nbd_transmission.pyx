@@ -26,7 +26,7 @@ from facade.engine.nbd_outbox cimport (
 )
 from facade.engine.nbd_reply cimport answer, answer_chunks, layout_add, write_chunk_head
 from facade.engine.nbd_rules cimport check, has_magic, parse_header, translate
-from facade.engine.nbd_transport cimport TlsSession
+from facade.engine.nbd_tls cimport TlsSession
 from facade.engine.nbd_wire cimport (
     NBD_CMD_BLOCK_STATUS,
     NBD_CMD_DISC,

@@ -40,6 +40,17 @@ cdef struct Transport:
     int64_t records               # sent under the present key
     int64_t records_per_key
 
+# Begin TLS over a connected socket; `context` must outlive it. 0 or ENOMEM.
+cdef int transport_open(Transport *transport, SSL_CTX *context, int fd,
+                        int64_t records_per_key) noexcept nogil
+# Give everything back but the socket. Nothing when it was never opened.
+cdef void transport_close(Transport *transport) noexcept nogil
+
+# For the handshake: whether there is a buffer to receive into, and what a failed call of OpenSSL's
+# means (EAGAIN: it wants more; ESHUTDOWN: the client said that it leaves; EPROTO: ask why).
+cdef bint transport_has_incoming(Transport *transport) noexcept nogil
+cdef int transport_error(Transport *transport, int returned) noexcept nogil
+
 # As recv() on the socket, but plaintext. For the connection's own thread.
 cdef ssize_t transport_receive(Transport *transport, uint8_t *data, size_t room,
                                int flags) noexcept nogil
@@ -73,18 +84,3 @@ cdef inline ssize_t wire_send(Transport *transport, int fd, const msghdr *messag
 # Whether something that was taken still waits for the socket.
 cdef inline bint wire_is_unsent(const Transport *transport) noexcept nogil:
     return transport != NULL and transport.is_unsent
-
-
-cdef class TlsContext:
-    cdef SSL_CTX *context
-
-
-cdef class TlsSession:
-    cdef Transport transport
-    cdef TlsContext context            # kept alive
-    cdef bint is_ready                 # the mutex is made
-
-    # Wait for the socket to be readable until a moment of the monotonic clock. 1, 0 (too late), -1.
-    cdef int await_input(self, int64_t until_ms) noexcept nogil
-    # 0, or the errno of what went wrong; EPROTO: ask the error queue.
-    cdef int accept(self, int64_t until_ms) noexcept nogil

@@ -1,4 +1,4 @@
-# What the engine calls of OpenSSL 3 (libssl, libcrypto); `nbd_transport` alone links against them.
+# What the engine calls of OpenSSL 3 (libssl, libcrypto): `nbd_transport` and `nbd_tls` do.
 
 from libc.stdint cimport uint64_t
 
@@ -77,6 +77,7 @@ cdef extern from "<openssl/bio.h>" nogil:
     int BIO_meth_set_ctrl(BIO_METHOD *method,
                           long (*call)(BIO *, int, long, void *) noexcept nogil)
     BIO *BIO_new(const BIO_METHOD *method)
+    int BIO_free(BIO *bio)
     void BIO_set_init(BIO *bio, int is_ready)
     void BIO_set_data(BIO *bio, void *data)
     void *BIO_get_data(BIO *bio)

@@ -22,7 +22,7 @@ from facade.engine.nbd_certificates import Certificates
 from facade.engine.nbd_client import NbdClient
 from facade.engine.nbd_export import NbdExport, Offer
 from facade.engine.nbd_listener import BACKLOG, Listener, end_clients
-from facade.engine.nbd_transport import TlsContext
+from facade.engine.nbd_tls import TlsContext
 from facade.errors import ExportNobody, ExportUnavailable, VolumeBusy
 
 # Clients that came over TCP and are not past the handshake yet, of all exports; one more is closed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import sqlite3
 import threading
 import uuid
 from collections.abc import Callable
@@ -177,7 +178,10 @@ class Engine:
         answered = self.volumes.stop_serving()
         self.replicas.close()
         if self.volumes.close_all() and answered:
-            self.journal.end_run()
+            try:
+                self.journal.end_run()
+            except sqlite3.Error as error:
+                log.error("the clean stop is not on record: %s", error)
         self.journal.close()
         os.close(self._lock_file)
         self._stopped.set()

@@ -206,13 +206,17 @@ class Replica:
     def disable(self) -> None:
         """Take the layer off; the bitmap's content is given up.
 
-        Raises TimeoutError when requests in flight do not end; then nothing has changed.
+        Raises TimeoutError when requests in flight do not end; then nothing has changed. Raises
+        sqlite3.Error when it is not on record; then it is off all the same.
         """
         self._take_layer_off()
         with self.lock:
             self._state = states.DISABLED
-        self.journal.forget(self.spec.set_id, self._event("set_disabled"))
-        self.let_go()
+        try:
+            self.journal.forget(self.spec.set_id, self._event("set_disabled"))
+        finally:
+            # What is left on record harms nobody: enabling writes it anew.
+            self.let_go()
 
     def close(self) -> None:
         """Put bits on disk and let go: the engine stops."""
@@ -223,8 +227,9 @@ class Replica:
             if self.changes.header is not None:
                 self.changes.write_header(self.changes.header.next())
                 self.journal.note_bitmap(self.spec.set_id, self.changes.header.sequence)
-        except OSError as error:
-            log.warning("%s: bitmap not written at the stop: %s", self.spec.name, error)
+        except (OSError, sqlite3.Error) as error:
+            # Its bits cover every difference as they are; its header is no older than the record.
+            log.warning("%s: bitmap or journal not written at the stop: %s", self.spec.name, error)
         self.let_go()
 
     def cool_bitmap(self) -> None:

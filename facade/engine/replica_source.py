@@ -297,9 +297,12 @@ class Source:
         replica, leaving = self.replica, self._leaving
         failed = replica.layer.failed_errno
         if leaving is not None:
-            if leaving.for_good:
-                replica.journal.set_following(replica.spec.set_id, False)
-            replica.change("log", "state_logging", reason=leaving.reason)
+            try:
+                if leaving.for_good:
+                    replica.journal.set_following(replica.spec.set_id, False)
+            finally:
+                # Whatever is on record: no side passes for one that replicates without a link.
+                replica.change("log", "state_logging", reason=leaving.reason)
         elif failed and self.sender is not None and self.sender.dead_errno == failed:
             reason = os.strerror(failed)
             volume = replica.spec.volume

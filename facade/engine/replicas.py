@@ -147,7 +147,11 @@ class Replicas:
         return replica
 
     def disable(self, set_id: str) -> None:
-        """Take a side off; one that is not enabled is off already."""
+        """Take a side off; one that is not enabled is off already.
+
+        Raises SetBusy, TimeoutError; and sqlite3.Error: the journal is full, and the side may be
+        off all the same.
+        """
         with self._lock:
             replica = self._replicas.get(set_id)
         if replica is None:
@@ -155,12 +159,21 @@ class Replicas:
         with self._ended_link(replica, Leaving("the set is disabled", for_good=True)), self._lock:
             if self._replicas.get(set_id) is not replica:
                 return
-            replica.disable()
-            for volume in self.volumes.all():
-                if set_id in volume.sets:
-                    volume.sets.discard(set_id)
-                    volume.stack.set_read_only(volume.image.read_only)
-            del self._replicas[set_id]
+            try:
+                replica.disable()
+            finally:
+                # Also when that is not on record: a side without its layer tracks nothing, and
+                # must not pass for one that is enabled.
+                if replica.state == states.DISABLED:
+                    self._forget(set_id)
+
+    def _forget(self, set_id: str) -> None:
+        """Under _lock, with the layer off: others may have its volumes now."""
+        for volume in self.volumes.all():
+            if set_id in volume.sets:
+                volume.sets.discard(set_id)
+                volume.stack.set_read_only(volume.image.read_only)
+        del self._replicas[set_id]
 
     # ---- synchronise and log --------------------------------------------------------------------
 

@@ -178,16 +178,16 @@ cdef class FileVolume(Volume):
             self.fd = -1
 
     def lengthen(self, size_bytes: int | None) -> int:
-        """Make the file at least so long; what is added is a hole. A device is measured anew.
+        """Make the file at least so long; what is added is a hole. None only measures.
 
         Raises OSError: EINVAL when a device has another size, EPERM when read-only, EIO when the
         volume has failed, else the system's reason.
         """
-        if self.failed:
-            raise OSError(PY_EIO, "a flush has failed; open the volume anew", self.path)
         found = measure_size(self.fd, self.path, self.is_device)
         if size_bytes is None:
             return found
+        if self.failed:
+            raise OSError(PY_EIO, "a flush has failed; open the volume anew", self.path)
         if self.is_device and size_bytes != found:
             raise OSError(PY_EINVAL, f"the device has {found} bytes, which is not changed here",
                           self.path)
@@ -198,9 +198,14 @@ cdef class FileVolume(Volume):
         return size_bytes
 
     def shorten(self, size_bytes: int) -> None:
-        """Cut off what the file has past this size; a device has what it has."""
+        """Cut off what the file has past this size; a device has what it has.
+
+        Raises OSError; then it is cut off only if `lengthen(None)` says so.
+        """
         found = measure_size(self.fd, self.path, self.is_device)
         if size_bytes < found and not self.is_device and not self.read_only:
+            # What cannot be written is told before anything is given up, not after.
+            self.flush()
             set_length(self, size_bytes, None)
 
     cdef int submit(self, Io *io) noexcept nogil:

@@ -143,7 +143,8 @@ class OpenVolumes:
     def resize(self, name: str, size_bytes: int | None) -> OpenVolume:
         """Make a volume longer or shorter under its clients; None: as its file or device now is.
 
-        Raises UnknownVolume, VolumeBusy while a set uses it, PathRefused; then nothing has changed.
+        Raises UnknownVolume, VolumeBusy while a set uses it, PathRefused; then nothing has changed,
+        but where a flush failed after a cut: `size_bytes` is true in every case.
         """
         with self.changing:
             volume = self.get(name)

@@ -124,7 +124,10 @@ cdef class Volume:
         raise OSError(PY_EOPNOTSUPP, "a layer cannot be resized; disengage it first", self.name)
 
     def shorten(self, size_bytes: int) -> None:
-        """Cut off, durably, what lies past the volume's end, if anything does. Raises OSError."""
+        """Cut off, durably, what lies past this size, if anything does.
+
+        Raises OSError; `lengthen(None)` says then whether it is cut off.
+        """
         raise OSError(PY_EOPNOTSUPP, "a layer cannot be resized; disengage it first", self.name)
 
     def extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:

@@ -162,13 +162,14 @@ cdef class VolumeStack(Volume):
         None: as long as what is behind it has become. What lies past a new end is lost; requests
         that reach past it fail from then on. Raises OSError (EBUSY while a layer is engaged,
         EOPNOTSUPP where the backing cannot be resized, else what it says) and TimeoutError as
-        `set_top` does; then the size is what it was.
+        `set_top` does; then the size is what it was. But where a flush fails after the end was cut
+        off, the size is the new one: the volume has failed, and what was cut off does not return.
         """
         bottom = self.top_volume
         before = self.size_bytes
         found = bottom.lengthen(None)
         # Longer first and shorter last: the backing is never shorter than the volume.
-        wanted = bottom.lengthen(size_bytes)
+        wanted = bottom.lengthen(found if size_bytes is None else size_bytes)
         try:
             self.set_size(bottom, wanted, timeout_s)
         except BaseException:
@@ -178,7 +179,7 @@ cdef class VolumeStack(Volume):
         try:
             bottom.shorten(wanted)
         except OSError:
-            self.set_size(bottom, before, timeout_s)
+            self.set_size(bottom, min(before, max(wanted, bottom.lengthen(None))), timeout_s)
             raise
 
     def set_size(self, bottom: Volume, size_bytes: int, timeout_s: float) -> None:

@@ -200,7 +200,7 @@ def test_a_bare_debian_gets_all_it_needs_and_no_service(bare_debian: Path) -> No
         )  # fmt: skip
 
     assert inside("make build").returncode == 0
-    done = inside("scripts/setup.sh build run test")
+    done = inside("scripts/setup.sh build run test fuzz")
     assert done.returncode == 0, done.stdout + done.stderr
     running = []
     for entry in Path("/proc").iterdir():
@@ -214,7 +214,7 @@ def test_a_bare_debian_gets_all_it_needs_and_no_service(bare_debian: Path) -> No
     enabled = {p.name for p in (bare_debian / "etc/systemd/system").rglob("*.service")}
     enabled |= {p.name for p in (bare_debian / "etc/rc3.d").glob("S*")}
     assert not [n for n in enabled if any(w in n for w in ("rabbitmq", "redis", "epmd"))]
-    again = inside("time scripts/setup.sh build run test")
+    again = inside("time scripts/setup.sh build run test fuzz")
     assert again.stdout == "", "a second set-up has nothing to do"
     done = inside(
         "trap '.venv/bin/trellis down --dir /root/f' EXIT;"
